@@ -1,4 +1,41 @@
 //! s3view: S3 prefixes as read-only volumes in Kubernetes pods.
+//!
+//! The layers, from the edge inward; an import goes down only (`tests/layering.rs` holds it so):
+//!
+//! ```text
+//! bin, app      parse, compose, run, shut down
+//! csi           the gRPC edge
+//! node          the volumes of this node: publish, unpublish, restart
+//! view, fetch   how a listing is shown; from sources to blobs
+//! store, mount, source::s3
+//!               the cache, the kernel, the network
+//! source, telemetry, task
+//!               who asks; what operators see; who owns a task
+//! volume, config, listing, relpath, glob, object, units, problems, failure
+//!               plain data and pure decisions
+//! ```
+//!
+//! The words: a *source* is a bucket and prefix at an *endpoint*; it resolves to a *listing* of
+//! entries, each a path and an *object version*; a listing made visible in a volume is a
+//! *revision*; content is kept as *blobs* in a *store* and handed out to a *principal* whom S3 let
+//! read it; a *view* is what the pod sees.
 
+pub mod app;
+pub mod config;
+pub mod csi;
 pub mod failure;
+pub mod fetch;
+pub mod glob;
+pub mod listing;
+pub mod mount;
+pub mod node;
+pub mod object;
 pub mod problems;
+pub mod relpath;
+pub mod source;
+pub mod store;
+pub mod task;
+pub mod telemetry;
+pub mod units;
+pub mod view;
+pub mod volume;

@@ -1,1 +1,156 @@
-fn main(){}
+//! The node plugin: parse, compose, run, shut down.
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use s3view::{
+    app::{NodeApp, NodeOptions, RunError},
+    config::Config,
+    failure::full_message,
+    node::StartError,
+    problems::Problems,
+    telemetry::log::{self, LogFormat},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+/// `EX_USAGE` of sysexits.h: the command line or the configuration is wrong.
+const EX_USAGE: u8 = 64;
+
+/// Where the configuration file is looked for when none is named.
+const DEFAULT_CONFIG: &str = "/etc/s3view/config.yaml";
+
+/// Mounts S3 prefixes as read-only volumes: the CSI node plugin.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// CSI socket, as unix:///path or /path.
+    #[arg(long, env = "CSI_ENDPOINT")]
+    endpoint: String,
+    /// Name of this node, as Kubernetes knows it.
+    #[arg(long, env = "NODE_ID")]
+    node_id: String,
+    /// Name of the driver; overrides driverName of the configuration file.
+    #[arg(long)]
+    driver_name: Option<String>,
+    /// Directory of the registry and the memory store.
+    #[arg(long, default_value = "/var/lib/s3view")]
+    state_dir: PathBuf,
+    /// Configuration file (YAML); /etc/s3view/config.yaml is read if it exists.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: Format,
+    /// off, error, warn, info, debug or trace; for s3view's own events.
+    #[arg(long, default_value = "info")]
+    log_level: LevelFilter,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version go to standard output and are no failure.
+            let code = if error.use_stderr() { EX_USAGE } else { 0 };
+            return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code));
+        }
+    };
+    let format = match arguments.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    log::init(format, arguments.log_level);
+    let outcome = options(arguments).map_err(anyhow::Error::from).and_then(run);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+/// Everything that the user configured, or all that is wrong with it.
+fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
+    let mut problems = Problems::default();
+    let path = arguments.config.or_else(|| {
+        let default = PathBuf::from(DEFAULT_CONFIG);
+        default.exists().then_some(default)
+    });
+    let loaded = path.map_or_else(|| Ok(Config::default()), |path| Config::load(&path));
+    let mut config = loaded.unwrap_or_else(|found| {
+        problems.extend(found);
+        Config::default()
+    });
+    if let Some(name) = arguments.driver_name
+        && let Err(found) = config.set_driver_name(&name)
+    {
+        problems.extend(found);
+    }
+    let endpoint = arguments.endpoint;
+    let socket = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(&endpoint));
+    if !socket.is_absolute() {
+        problems.add("--endpoint", format!("{endpoint:?} must be unix:///path/of/socket"));
+    }
+    if arguments.node_id.is_empty() || arguments.node_id.len() > 256 {
+        problems.add("--node-id", "must be the node's name, 1 to 256 bytes long");
+    }
+    let (node_id, state_dir) = (arguments.node_id, arguments.state_dir);
+    problems.into_result(NodeOptions { socket, node_id, state_dir, config })
+}
+
+fn run(options: NodeOptions) -> anyhow::Result<()> {
+    s3view::mount::raise_descriptor_limit().context("failed to raise the descriptor limit")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(64)
+        .build()
+        .context("failed to start the runtime")?;
+    runtime.block_on(async {
+        let stopped = stopped()?;
+        let app = NodeApp::build(options).await?;
+        let stop = CancellationToken::new();
+        let running = app.run(stop.clone());
+        tokio::pin!(running);
+        tokio::select! {
+            outcome = &mut running => return Ok(outcome?),
+            () = stopped => stop.cancel(),
+        }
+        Ok(running.await?)
+    })
+}
+
+/// Completes at SIGTERM or SIGINT, which are caught from the call on.
+fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Logs why the plugin ends: each problem of a configuration on a line of its own.
+fn report(error: &anyhow::Error) -> ExitCode {
+    let problems =
+        error.downcast_ref::<Problems>().or_else(|| match error.downcast_ref::<RunError>() {
+            Some(RunError::Start(StartError::Config(problems))) => Some(problems),
+            _ => None,
+        });
+    let Some(problems) = problems else {
+        tracing::error!(error = full_message(error.as_ref()), "failed");
+        return ExitCode::FAILURE;
+    };
+    for problem in problems.iter() {
+        tracing::error!(field = problem.field, "{}: {}", problem.field, problem.text);
+    }
+    ExitCode::from(EX_USAGE)
+}

@@ -1,0 +1,169 @@
+//! The node plugin as a process: build, spawn, drain.
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    csi::{BindError, IdentityService, NodeService, ServeError, Socket, serve},
+    node::{Node, StartError},
+    task::{Tasks, blocking},
+    telemetry::{http, metrics::Metrics},
+};
+
+/// How long calls that run may take to finish after the signal. Below the 30 s that Kubernetes
+/// gives a pod, so that the plugin ends by itself.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What the command line says.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// The CSI socket.
+    pub socket: PathBuf,
+    /// This node's name.
+    pub node_id: String,
+    /// Where the plugin keeps its state.
+    pub state_dir: PathBuf,
+    /// The configuration file's content.
+    pub config: Config,
+}
+
+/// A node plugin that is bound and ready to serve.
+#[derive(Debug)]
+pub struct NodeApp {
+    options: NodeOptions,
+    socket: Socket,
+    telemetry: Option<TcpListener>,
+    metrics: Arc<Metrics>,
+}
+
+/// Where start-up stands; what `Probe` and `/healthz` say.
+#[derive(Debug, Clone, Default)]
+struct Ready(Arc<AtomicBool>);
+
+impl Ready {
+    fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+
+    fn probe(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let ready = Arc::clone(&self.0);
+        Arc::new(move || ready.load(Ordering::Acquire))
+    }
+}
+
+impl NodeApp {
+    /// Binds everything that can be refused, before anything is changed on the node.
+    ///
+    /// # Errors
+    /// A live socket, or a taken metrics address.
+    pub async fn build(options: NodeOptions) -> Result<Self, BuildError> {
+        let socket = Socket::bind(&options.socket)?;
+        let telemetry = match options.config.metrics.address {
+            None => None,
+            Some(address) => {
+                let bound = http::bind(address).await;
+                Some(bound.map_err(|error| BuildError::Metrics { address, error })?)
+            }
+        };
+        Ok(Self { options, socket, telemetry, metrics: Arc::default() })
+    }
+
+    /// Takes over the node's volumes and serves until `stop`; then finishes what runs, for at most
+    /// [`GRACE`], and leaves every mount in place.
+    ///
+    /// # Errors
+    /// [`RunError`], from start-up or from serving.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
+        let Self { options, socket, telemetry, metrics } = self;
+        let NodeOptions { node_id, state_dir, config, socket: path } = options;
+        let (ready, tasks) = (Ready::default(), Tasks::default());
+        if let Some(listener) = telemetry {
+            let (metrics, health) = (Arc::clone(&metrics), ready.probe());
+            let end = tasks.token().clone();
+            tasks.spawn(async move {
+                if let Err(error) = http::serve(listener, metrics, health, end).await {
+                    tracing::error!(%error, "metrics are not served any more");
+                }
+            });
+        }
+        let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
+        let slot = Arc::new(OnceLock::new());
+        let service = NodeService::new(Arc::clone(&slot), node_id, Arc::clone(&metrics));
+        // Served from the first moment, so that Probe can say "not ready yet".
+        let serving = serve(socket, identity, service, stop.clone().cancelled_owned());
+        tokio::pin!(serving);
+        let starting = blocking(move || Node::start(config, &state_dir, metrics));
+        let node = tokio::select! {
+            node = starting => node?,
+            outcome = &mut serving => return Ok(outcome?),
+        };
+        let node = slot.get_or_init(|| node);
+        ready.set(true);
+        tracing::info!(socket = %path.display(), "ready");
+        let outcome = tokio::select! {
+            outcome = &mut serving => outcome,
+            () = stop.cancelled() => finish(&mut serving, node).await,
+        };
+        ready.set(false);
+        node.drain().await;
+        tasks.drain().await;
+        tracing::info!("stopped; mounts stay");
+        Ok(outcome?)
+    }
+}
+
+/// Lets calls finish for half the grace, then ends background work, so that calls that wait for it
+/// answer, and lets them finish for the other half.
+async fn finish(
+    mut serving: impl Future<Output = Result<(), ServeError>> + Unpin,
+    node: &Node,
+) -> Result<(), ServeError> {
+    tracing::info!("stopping: no new calls, finishing what runs");
+    if let Ok(outcome) = tokio::time::timeout(GRACE / 2, &mut serving).await {
+        return outcome;
+    }
+    node.drain().await;
+    tokio::time::timeout(GRACE / 2, serving).await.unwrap_or_else(|_| {
+        tracing::warn!("calls were still running when time was up");
+        Ok(())
+    })
+}
+
+/// Why the plugin cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The CSI socket.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// The metrics address.
+    #[error("failed to listen on metrics.address {address}")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+/// Why the plugin ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not take over the node's state.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The gRPC transport failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}

@@ -1,0 +1,62 @@
+//! The Identity service.
+
+use std::{fmt, sync::Arc};
+
+use tonic::{Request, Response, Status};
+
+use super::proto::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, ProbeRequest, ProbeResponse, identity_server::Identity,
+};
+
+/// Whether the plugin is ready to publish.
+type Ready = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Answers who this plugin is and whether it is ready.
+#[derive(Clone)]
+pub struct IdentityService {
+    driver_name: String,
+    ready: Ready,
+}
+
+impl fmt::Debug for IdentityService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentityService").field("driver_name", &self.driver_name).finish()
+    }
+}
+
+impl IdentityService {
+    /// The service of a plugin of that name.
+    pub fn new(driver_name: String, ready: Ready) -> Self {
+        Self { driver_name, ready }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_plugin_info(
+        &self,
+        _request: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.driver_name.clone(),
+            vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..GetPluginInfoResponse::default()
+        }))
+    }
+
+    /// None: this process answers no controller service.
+    async fn get_plugin_capabilities(
+        &self,
+        _request: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        Ok(Response::new(GetPluginCapabilitiesResponse::default()))
+    }
+
+    async fn probe(
+        &self,
+        _request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(ProbeResponse { ready: Some((self.ready)()) }))
+    }
+}

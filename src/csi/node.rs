@@ -1,0 +1,203 @@
+//! The Node service.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+};
+
+use tokio::time::Instant;
+use tonic::{Code, Request, Response, Status};
+
+use super::{
+    proto::{
+        NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+        NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
+        NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+        NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest,
+        NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
+        NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeCondition, VolumeUsage,
+        node_server::Node as NodeRpcs,
+        node_service_capability::{self, Rpc, rpc},
+        volume_usage::Unit,
+    },
+    request::{deadline, publish, required},
+    status::status,
+};
+use crate::{
+    node::{Node, NodeError, VolumeStatus},
+    telemetry::metrics::Metrics,
+};
+
+/// What this plugin offers; each obliges it to something, see the spec's `NodeGetCapabilities`.
+const CAPABILITIES: [rpc::Type; 3] =
+    [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition, rpc::Type::VolumeMountGroup];
+
+/// Answers the kubelet.
+#[derive(Debug, Clone)]
+pub struct NodeService {
+    /// Empty while the plugin starts.
+    node: Arc<OnceLock<Node>>,
+    node_id: String,
+    metrics: Arc<Metrics>,
+}
+
+impl NodeService {
+    /// The service of one node, which answers for volumes as soon as `node` is filled.
+    pub fn new(node: Arc<OnceLock<Node>>, node_id: String, metrics: Arc<Metrics>) -> Self {
+        Self { node, node_id, metrics }
+    }
+
+    fn node(&self) -> Result<&Node, Status> {
+        let starting = || Status::unavailable("the node plugin is starting; try again");
+        self.node.get().ok_or_else(starting)
+    }
+
+    /// Runs a call, counts it, and logs a failure once, with its whole chain.
+    async fn answer<T>(
+        &self,
+        method: &'static str,
+        subject: (&str, &str),
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let began = Instant::now();
+        let outcome = call.await;
+        let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        let elapsed = began.elapsed();
+        self.metrics.rpc_seconds.with_label_values(&[method]).observe(elapsed.as_secs_f64());
+        self.metrics.rpcs.with_label_values(&[method, &format!("{code:?}")]).inc();
+        let (volume_id, target) = subject;
+        match &outcome {
+            Ok(_) => tracing::debug!(
+                rpc.method = method,
+                volume.id = volume_id,
+                volume.target_path = target,
+                ?elapsed,
+                "answered"
+            ),
+            Err(status) => tracing::warn!(
+                rpc.method = method,
+                grpc.code = ?status.code(),
+                volume.id = volume_id,
+                volume.target_path = target,
+                ?elapsed,
+                error = status.message(),
+                "call failed"
+            ),
+        }
+        outcome.map(Response::new)
+    }
+}
+
+fn failed(error: NodeError) -> Status {
+    status(error.kind(), &error)
+}
+
+#[tonic::async_trait]
+impl NodeRpcs for NodeService {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let deadline = deadline(request.metadata());
+        let request = request.into_inner();
+        let (volume_id, target) = (request.volume_id.clone(), request.target_path.clone());
+        self.answer("NodePublishVolume", (&volume_id, &target), async {
+            let request = publish(request, deadline)?;
+            self.node()?.publish(request).await.map_err(failed)?;
+            Ok(NodePublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
+        self.answer("NodeUnpublishVolume", (&volume_id, &target_path), async {
+            let id = required("volume_id", volume_id.clone())?;
+            let target = required("target_path", target_path.clone())?;
+            self.node()?.unpublish(&id, &target).await.map_err(failed)?;
+            Ok(NodeUnpublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let NodeGetVolumeStatsRequest { volume_id, volume_path, .. } = request.into_inner();
+        self.answer("NodeGetVolumeStats", (&volume_id, &volume_path), async {
+            let id = required("volume_id", volume_id.clone())?;
+            let path = required("volume_path", volume_path.clone())?;
+            self.node()?.status(&id, &path).map(stats).map_err(failed)
+        })
+        .await
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _request: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let capability = |offered: rpc::Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: offered.into() })),
+        };
+        let capabilities = CAPABILITIES.map(capability).to_vec();
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _request: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let node_id = self.node_id.clone();
+        Ok(Response::new(NodeGetInfoResponse { node_id, ..NodeGetInfoResponse::default() }))
+    }
+
+    async fn node_stage_volume(
+        &self,
+        _request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        Err(not_offered("NodeStageVolume"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        Err(not_offered("NodeUnstageVolume"))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        _request: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        Err(not_offered("NodeExpandVolume"))
+    }
+}
+
+fn not_offered(method: &str) -> Status {
+    Status::unimplemented(format!("{method} is not offered by this driver"))
+}
+
+/// Bytes and inodes of the view, out of what the volume may show; and how it fares.
+fn stats(status: VolumeStatus) -> NodeGetVolumeStatsResponse {
+    let VolumeStatus { summary, message } = status;
+    let usage = |unit: Unit, used: u64, total: u64| {
+        let (used, total) = (signed(used), signed(total.max(used)));
+        VolumeUsage { unit: unit.into(), used, total, available: total - used }
+    };
+    let names = summary.objects + summary.directories;
+    NodeGetVolumeStatsResponse {
+        usage: vec![
+            usage(Unit::Bytes, summary.bytes, summary.max_bytes.unwrap_or_default()),
+            usage(Unit::Inodes, names, summary.max_objects),
+        ],
+        volume_condition: Some(VolumeCondition { abnormal: false, message }),
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

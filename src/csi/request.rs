@@ -1,0 +1,111 @@
+//! From CSI messages to the node's requests. CSI types do not leave this module's parent.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::{Status, metadata::MetadataMap};
+
+use super::proto::{NodePublishVolumeRequest, VolumeCapability, volume_capability::AccessType};
+use crate::node::{PublishRequest, VolumeSecretsInput};
+
+/// How long a call may take if its caller does not say: what the kubelet allows.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long before the caller's deadline a call answers by itself, so that the answer (how far it
+/// has come) reaches the user instead of a bare time-out.
+const HEADROOM: Duration = Duration::from_secs(2);
+
+/// Checks a publish in the order that the spec gives, and takes it apart.
+///
+/// `readonly`, the access mode and the staging path are accepted as they come: every view is
+/// read-only, and the kubelet sends writer modes for ordinary read-only use.
+pub(super) fn publish(
+    request: NodePublishVolumeRequest,
+    deadline: Instant,
+) -> Result<PublishRequest, Status> {
+    let volume_id = required("volume_id", request.volume_id)?;
+    let target = required("target_path", request.target_path)?;
+    let capability = request.volume_capability.ok_or_else(|| missing("volume_capability"))?;
+    let mount_group = mount_group(capability)?;
+    Ok(PublishRequest {
+        volume_id,
+        target,
+        attributes: request.volume_context.into_iter().collect(),
+        mount_group,
+        secrets: VolumeSecretsInput(request.secrets),
+        deadline,
+    })
+}
+
+fn mount_group(capability: VolumeCapability) -> Result<Option<String>, Status> {
+    match capability.access_type {
+        None => Err(missing("volume_capability.access_type")),
+        Some(AccessType::Block(_)) => Err(Status::invalid_argument(
+            "volume_capability: block access is not offered; use volumeMode: Filesystem",
+        )),
+        Some(AccessType::Mount(mount)) => {
+            Ok(Some(mount.volume_mount_group).filter(|group| !group.is_empty()))
+        }
+    }
+}
+
+/// A field that must not be empty.
+pub(super) fn required(field: &'static str, value: String) -> Result<String, Status> {
+    if value.is_empty() { Err(missing(field)) } else { Ok(value) }
+}
+
+fn missing(field: &'static str) -> Status {
+    Status::invalid_argument(format!("{field}: is required"))
+}
+
+/// When a call with these headers should have been answered.
+pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
+    let header = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let timeout = header.and_then(parse_timeout).unwrap_or(DEFAULT_TIMEOUT);
+    Instant::now() + timeout.saturating_sub(HEADROOM.min(timeout / 2))
+}
+
+/// Reads a `grpc-timeout` header: up to eight digits and a unit.
+///
+/// Source: gRPC over HTTP/2, "Timeout".
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("120S", Some(Duration::from_secs(120)))]
+    #[test_case("119999m", Some(Duration::from_millis(119_999)))]
+    #[test_case("2M", Some(Duration::from_secs(120)); "minutes")]
+    #[test_case("", None; "empty")]
+    #[test_case("5", None; "no unit")]
+    #[test_case("xS", None; "no number")]
+    fn timeouts_are_read(text: &str, timeout: Option<Duration>) {
+        assert_eq!(parse_timeout(text), timeout);
+    }
+
+    #[test]
+    fn fields_are_checked_in_the_order_of_the_spec() {
+        let check = |request| publish(request, Instant::now()).unwrap_err().message().to_owned();
+        let mut request = NodePublishVolumeRequest::default();
+        assert_eq!(check(request.clone()), "volume_id: is required");
+        request.volume_id = "v".into();
+        assert_eq!(check(request.clone()), "target_path: is required");
+        request.target_path = "/t".into();
+        assert_eq!(check(request.clone()), "volume_capability: is required");
+    }
+}

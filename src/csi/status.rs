@@ -1,0 +1,66 @@
+//! From what went wrong to what the kubelet should do: the one table of gRPC codes.
+//!
+//! The kubelet reads `Canceled`, `DeadlineExceeded`, `Unavailable`, `ResourceExhausted` and
+//! `Aborted` from a publish as "outcome unknown" and every other code as "surely nothing is
+//! mounted": it then forgets the volume and never asks to unpublish it. So a kind may map to such
+//! a final code only because the node undoes its work before it fails with that kind.
+
+use tonic::{Code, Status};
+
+use crate::failure::{FailureKind, full_message};
+
+/// The code for a failure of a node RPC.
+#[deny(clippy::wildcard_enum_match_arm)]
+pub(super) fn code(kind: FailureKind) -> Code {
+    match kind {
+        FailureKind::Invalid => Code::InvalidArgument,
+        FailureKind::Unsupported => Code::Unimplemented,
+        FailureKind::NotFound => Code::NotFound,
+        FailureKind::Denied => Code::PermissionDenied,
+        FailureKind::Unauthenticated => Code::Unauthenticated,
+        FailureKind::Incompatible => Code::AlreadyExists,
+        FailureKind::Precondition => Code::FailedPrecondition,
+        // The only uses of ABORTED: an unpublish of the same target is under way.
+        FailureKind::Busy | FailureKind::Cancelled => Code::Aborted,
+        FailureKind::Exhausted => Code::ResourceExhausted,
+        FailureKind::Unavailable | FailureKind::Stale => Code::Unavailable,
+        FailureKind::Corrupt => Code::DataLoss,
+        FailureKind::Deadline => Code::DeadlineExceeded,
+        FailureKind::Internal => Code::Internal,
+    }
+}
+
+/// The status for a failure: its code, and its whole chain as the message, which is what a user
+/// reads in `kubectl describe pod`.
+pub(super) fn status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
+    Status::new(code(kind), full_message(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes after which the kubelet keeps a volume as "uncertain" (`isFinalError`).
+    const OPEN: [Code; 5] = [
+        Code::Cancelled,
+        Code::DeadlineExceeded,
+        Code::Unavailable,
+        Code::ResourceExhausted,
+        Code::Aborted,
+    ];
+
+    /// Work goes on after these, so the kubelet must keep asking and must unpublish.
+    #[test]
+    fn what_goes_on_has_an_open_code() {
+        for kind in [FailureKind::Deadline, FailureKind::Busy, FailureKind::Cancelled] {
+            assert!(OPEN.contains(&code(kind)), "{kind}");
+        }
+    }
+
+    #[test]
+    fn no_failure_is_ok_or_unknown() {
+        for kind in FailureKind::ALL {
+            assert!(!matches!(code(kind), Code::Ok | Code::Unknown), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Thin wrappers of the system calls that nix lacks: `statx(2)`, `open_tree(2)`, `move_mount(2)`,
+//! `mount_setattr(2)`. No policy: flags are fixed where only one combination is ever right.
+
+use std::ffi::c_int;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::NixPath;
+use nix::errno::Errno;
+
+/// What the VFS knows about a path without asking the filesystem.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Statx {
+    /// Whether the path is where a mount begins.
+    pub(super) is_mount_root: bool,
+    /// The mount that holds the path: the first field of its line in mountinfo.
+    pub(super) mount_id: u64,
+}
+
+/// `statx(2)` with an empty mask. Linux 5.8+ for both answers.
+///
+/// Follows no symlink in the last component, triggers no automount. With `DONT_SYNC` and no field
+/// asked for, a FUSE server is not consulted, so a hanging one does not block and a dead one does
+/// not fail the call.
+pub(super) fn statx(path: &Path) -> nix::Result<Statx> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let mut buffer = MaybeUninit::<libc::statx>::zeroed();
+    let answer = path.with_nix_path(|path| {
+        // SAFETY: `path` is NUL-terminated and `buffer` has the size of the kernel's structure;
+        // both outlive the call.
+        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, 0, buffer.as_mut_ptr()) }
+    })?;
+    Errno::result(answer)?;
+    // SAFETY: the structure is plain integers, zeroed before the kernel filled it.
+    let found = unsafe { buffer.assume_init() };
+    let mount_root = u64::from(libc::STATX_ATTR_MOUNT_ROOT.unsigned_abs());
+    Ok(Statx { is_mount_root: found.stx_attributes & mount_root != 0, mount_id: found.stx_mnt_id })
+}
+
+/// `open_tree(2)`: a detached, close-on-exec copy of the one mount at `path`. Linux 5.2+.
+///
+/// Nobody can reach the copy by a path; it vanishes with its descriptor unless it is attached.
+pub(super) fn clone_mount(path: &Path) -> nix::Result<OwnedFd> {
+    let no_follow = libc::AT_SYMLINK_NOFOLLOW.unsigned_abs();
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | no_follow;
+    let answer = path.with_nix_path(|path| {
+        // SAFETY: `path` is NUL-terminated and outlives the call.
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) }
+    })?;
+    let fd = c_int::try_from(Errno::result(answer)?).expect("a descriptor fits its type");
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `mount_setattr(2)`: adds `attributes` to the mount of `fd`, makes it private. Linux 5.12+.
+pub(super) fn restrict_mount(fd: BorrowedFd<'_>, attributes: u64) -> nix::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a NUL-terminated constant; the pointer and size describe `attr`, which
+    // outlives the call and is only read.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(answer).map(drop)
+}
+
+/// `move_mount(2)`: attaches the detached mount `fd` on top of what is at `path`. Linux 5.2+.
+///
+/// Follows no symlink in the last component of `path`.
+pub(super) fn attach_mount(fd: BorrowedFd<'_>, path: &Path) -> nix::Result<()> {
+    let answer = path.with_nix_path(|path| {
+        // SAFETY: both paths are NUL-terminated and outlive the call.
+        unsafe {
+            libc::syscall(
+                libc::SYS_move_mount,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                libc::MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        }
+    })?;
+    Errno::result(answer).map(drop)
+}

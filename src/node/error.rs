@@ -1,0 +1,142 @@
+//! Why an operation on a volume failed.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::{
+    failure::FailureKind,
+    fetch::{FetchError, ResolveError},
+    mount::MountError,
+    problems::Problems,
+    source::SourceError,
+    store::StoreError,
+    view::linkfarm::ViewError,
+    volume::SpecError,
+};
+
+/// A failed operation. Cheap to clone, because all who wait for a publish hear of it.
+#[derive(Debug, Clone, Error)]
+pub enum NodeError {
+    /// The request names things that cannot be.
+    #[error("{0}")]
+    Invalid(Arc<Problems>),
+    /// The volume's attributes are wrong, or the policy forbids them.
+    #[error(transparent)]
+    Spec(#[from] Arc<SpecError>),
+    /// S3 refused, or could not be reached.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The sources make no listing.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The content could not be brought here.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The store has no room, or its medium failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The files could not be shown.
+    #[error(transparent)]
+    View(#[from] Arc<ViewError>),
+    /// A mount, or the target path, failed.
+    #[error(transparent)]
+    Mount(#[from] Arc<MountError>),
+    /// The registry could not be written or read.
+    #[error("failed to {action} the registry entry of this volume")]
+    Registry {
+        /// What was attempted.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        error: Arc<std::io::Error>,
+    },
+    /// The sources hold more than the volume may show.
+    #[error(
+        "the sources hold {size} bytes (in whole pages), and maxSize allows {limit}; raise maxSize \
+         or narrow prefix or include"
+    )]
+    TooLarge {
+        /// What the listing needs.
+        size: u64,
+        /// The volume's `maxSize` in bytes.
+        limit: u64,
+    },
+    /// The target is published with other arguments.
+    #[error("the target path is published already, with other arguments: {difference}")]
+    Incompatible {
+        /// What differs.
+        difference: String,
+    },
+    /// No such volume is published at that path.
+    #[error("volume {volume_id:?} is not published at {target:?}")]
+    NotPublished {
+        /// The volume.
+        volume_id: String,
+        /// The path.
+        target: String,
+    },
+    /// An unpublish of the same target is under way.
+    #[error("an unpublish of this target path is under way; publish again when it is done")]
+    Busy,
+    /// The caller's time is nearly over; the work goes on.
+    #[error("the volume is not ready yet: {progress}; the work goes on, publish again to join it")]
+    Deadline {
+        /// How far it has come.
+        progress: String,
+    },
+    /// Nobody waits for the work any more, or an unpublish ended it.
+    #[error("the publish was cancelled by an unpublish of the same target path")]
+    Cancelled,
+    /// The plugin is ending.
+    #[error("the node plugin is shutting down; publish again when it is back")]
+    ShuttingDown,
+}
+
+impl NodeError {
+    /// The kind of this failure.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Invalid(_) => FailureKind::Invalid,
+            Self::Spec(error) => error.kind(),
+            Self::Source(error) => error.kind(),
+            Self::Resolve(error) => error.kind(),
+            Self::Fetch(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::View(error) => error.kind(),
+            Self::Mount(error) => error.kind(),
+            Self::Registry { error, .. } => crate::store::io_kind(error),
+            Self::TooLarge { .. } => FailureKind::Exhausted,
+            Self::Incompatible { .. } => FailureKind::Incompatible,
+            Self::NotPublished { .. } => FailureKind::NotFound,
+            Self::Busy => FailureKind::Busy,
+            Self::Deadline { .. } => FailureKind::Deadline,
+            Self::Cancelled => FailureKind::Cancelled,
+            Self::ShuttingDown => FailureKind::Unavailable,
+        }
+    }
+}
+
+impl From<Problems> for NodeError {
+    fn from(problems: Problems) -> Self {
+        Self::Invalid(Arc::new(problems))
+    }
+}
+
+impl From<SpecError> for NodeError {
+    fn from(error: SpecError) -> Self {
+        Self::Spec(Arc::new(error))
+    }
+}
+
+impl From<MountError> for NodeError {
+    fn from(error: MountError) -> Self {
+        Self::Mount(Arc::new(error))
+    }
+}
+
+impl From<ViewError> for NodeError {
+    fn from(error: ViewError) -> Self {
+        Self::View(Arc::new(error))
+    }
+}

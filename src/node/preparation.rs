@@ -1,0 +1,261 @@
+//! The background part of a publish: everything up to a revision that only has to be mounted.
+//!
+//! It does not end with the call that began it: a retry joins it and finds it further or done. It
+//! ends when an unpublish cancels it, when nobody has asked for [`PATIENCE`], or with the plugin;
+//! then it removes what it made.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, NodeError, registry::Entry, registry::Summary};
+use crate::{
+    fetch::{Order, Progress},
+    listing::Listing,
+    object::Object,
+    source::s3::S3Source,
+    store::{BlobId, Need, PAGE, Reservation, Store, pages},
+    task::blocking,
+    view::linkfarm::{Leases, LinkFarm},
+    volume::{PublishArguments, VolumeSpec},
+};
+
+/// How long work goes on without a call that waits for it.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often a listing is made again because an object changed under it.
+const RELISTS: usize = 5;
+
+/// A publish under way.
+#[derive(Debug)]
+pub(super) struct Preparation {
+    pub(super) arguments: PublishArguments,
+    pub(super) cancel: CancellationToken,
+    /// Held while the finished revision is mounted.
+    pub(super) mounting: Arc<tokio::sync::Mutex<()>>,
+    progress: Arc<Progress>,
+    outcome: watch::Sender<Option<Result<Prepared, NodeError>>>,
+    calls: Mutex<Calls>,
+}
+
+/// A revision that is complete.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub(super) entry: Entry,
+    /// Keeps the client, and with it the credentials, for the volume's life.
+    pub(super) source: S3Source,
+}
+
+/// What is to be prepared.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) entry: Entry,
+    pub(super) spec: Arc<VolumeSpec>,
+    pub(super) source: S3Source,
+    pub(super) store: Store,
+    pub(super) farm: LinkFarm,
+}
+
+#[derive(Debug)]
+struct Calls {
+    waiting: usize,
+    last: Instant,
+}
+
+/// Counts a call as waiting while it lives.
+struct Waiting<'a>(&'a Preparation);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.0.calls.lock();
+        calls.waiting -= 1;
+        calls.last = Instant::now();
+    }
+}
+
+impl Preparation {
+    pub(super) fn new(arguments: PublishArguments, cancel: CancellationToken) -> Self {
+        Self {
+            arguments,
+            cancel,
+            mounting: Arc::default(),
+            progress: Arc::default(),
+            outcome: watch::Sender::new(None),
+            calls: Mutex::new(Calls { waiting: 0, last: Instant::now() }),
+        }
+    }
+
+    /// Waits for the outcome until `deadline`.
+    pub(super) async fn wait(&self, deadline: Instant) -> Result<Prepared, NodeError> {
+        self.calls.lock().waiting += 1;
+        let _waiting = Waiting(self);
+        let mut outcome = self.outcome.subscribe();
+        let known = outcome.wait_for(Option::is_some);
+        match tokio::time::timeout_at(deadline, known).await {
+            Err(_) => Err(NodeError::Deadline { progress: self.progress.to_string() }),
+            Ok(Err(_)) => Err(NodeError::ShuttingDown),
+            Ok(Ok(outcome)) => outcome.clone().unwrap_or(Err(NodeError::ShuttingDown)),
+        }
+    }
+
+    /// Waits until the work has ended, one way or the other.
+    pub(super) async fn ended(&self) {
+        let mut outcome = self.outcome.subscribe();
+        // The sender is ours, so the only way out is an outcome.
+        drop(outcome.wait_for(Option::is_some).await);
+    }
+
+    /// Completes once nobody has waited for [`PATIENCE`].
+    pub(super) async fn forgotten(&self) {
+        loop {
+            let due = {
+                let calls = self.calls.lock();
+                let since = if calls.waiting > 0 { Instant::now() } else { calls.last };
+                since + PATIENCE
+            };
+            if due <= Instant::now() {
+                return;
+            }
+            sleep_until(due).await;
+        }
+    }
+
+    /// Does the work; a failed one has removed what it made. The caller then calls
+    /// [`Preparation::finish`].
+    pub(super) async fn run(&self, context: &Context, plan: Plan) -> Result<Prepared, NodeError> {
+        let outcome = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(context.cancelled()),
+            () = self.forgotten() => Err(NodeError::Cancelled),
+            outcome = self.prepare(context, &plan) => outcome,
+        };
+        if outcome.is_err() {
+            context.discard_files(plan.entry.key()).await;
+        }
+        outcome
+    }
+
+    /// Tells all who wait.
+    pub(super) fn finish(&self, outcome: Result<Prepared, NodeError>) {
+        self.outcome.send_replace(Some(outcome));
+    }
+
+    async fn prepare(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
+        let (registry, entry) = (context.registry.clone(), plan.entry.clone());
+        blocking(move || registry.write(&entry)).await?;
+        let mut attempt = 0;
+        let listing = loop {
+            match self.attempt(context, plan).await {
+                Err(error) if is_stale(&error) && attempt < RELISTS => {
+                    attempt += 1;
+                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
+                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+                }
+                outcome => break outcome?,
+            }
+        };
+        let summary = summarise(&listing, &plan.spec);
+        context.metrics.skipped_keys.inc_by(listing.skipped().count());
+        if listing.skipped().count() > 0 {
+            tracing::warn!(
+                volume.id = plan.entry.arguments.volume_id(),
+                skipped = %listing.skipped(),
+                "some keys cannot be shown as files"
+            );
+        }
+        let entry = plan.entry.clone().showing(summary);
+        Ok(Prepared { entry, source: plan.source.clone() })
+    }
+
+    /// One listing, whole: listed, admitted, fetched and linked; or an error.
+    async fn attempt(&self, context: &Context, plan: &Plan) -> Result<Arc<Listing>, NodeError> {
+        let listing = context.fetcher.resolve(&plan.source, &plan.spec).await?;
+        check_size(&listing, &plan.spec)?;
+        let variant = LinkFarm::variant(&plan.spec.ownership);
+        let order = Order {
+            source: plan.source.clone(),
+            store: plan.store.clone(),
+            variant,
+            progress: Arc::clone(&self.progress),
+        };
+        let admitted = {
+            let (order, listing) = (order.clone(), Arc::clone(&listing));
+            blocking(move || admit(&order, &listing)).await?
+        };
+        let Admitted { mut leases, missing, reservation } = admitted;
+        if !missing.is_empty() {
+            leases.extend(context.fetcher.fetch(&order, missing, &reservation).await?);
+        }
+        let (farm, shown) = (plan.farm.clone(), Arc::clone(&listing));
+        blocking(move || farm.create(&shown, &leases)).await?;
+        drop(reservation);
+        Ok(listing)
+    }
+}
+
+/// What a listing finds in the store.
+struct Admitted {
+    leases: Leases,
+    missing: Vec<Object>,
+    /// Held until everything is linked: other variants of blobs are copied only then.
+    reservation: Arc<Reservation>,
+}
+
+/// Pins what is here and sets room aside for the rest, before anything is fetched.
+fn admit(order: &Order, listing: &Listing) -> Result<Admitted, NodeError> {
+    let principal = order.source.principal();
+    let mut leases = HashMap::new();
+    let mut missing: HashMap<BlobId, Object> = HashMap::new();
+    let mut need = Need { bytes: 0, inodes: LinkFarm::names(listing) };
+    for entry in listing.entries() {
+        let (object, id) = (&entry.object, BlobId::of(&entry.object.version));
+        if leases.contains_key(&id) || missing.contains_key(&id) {
+            continue;
+        }
+        let lease = order.store.lookup(principal, &object.version);
+        let needs_copy = lease.as_ref().is_none_or(|lease| !lease.has_variant(order.variant));
+        if needs_copy {
+            need.bytes += pages(object.version.size);
+            need.inodes += 1;
+        }
+        match lease {
+            Some(lease) => drop(leases.insert(id, Arc::new(lease))),
+            None => drop(missing.insert(id, object.clone())),
+        }
+    }
+    let reservation = Arc::new(order.store.reserve(need)?);
+    Ok(Admitted { leases, missing: missing.into_values().collect(), reservation })
+}
+
+fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), NodeError> {
+    let size = listing.bytes(PAGE);
+    match spec.max_size {
+        Some(limit) if size > limit.bytes() => {
+            Err(NodeError::TooLarge { size, limit: limit.bytes() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn summarise(listing: &Listing, spec: &VolumeSpec) -> Summary {
+    let skipped = listing.skipped();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Summary {
+        objects: listing.entries().len() as u64,
+        directories: listing.directories().len() as u64,
+        bytes: listing.bytes(1),
+        max_bytes: spec.max_size.map(|size| size.bytes()),
+        max_objects: spec.max_objects,
+        skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },
+        resolved_at: now.map_or(0, |since| since.as_secs()),
+    }
+}
+
+fn is_stale(error: &NodeError) -> bool {
+    error.kind() == crate::failure::FailureKind::Stale
+}

@@ -1,0 +1,333 @@
+//! Publish and republish.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use tokio::time::Instant;
+
+use super::{
+    Node, NodeError, PublishRequest, VolumeSecretsInput,
+    preparation::{Plan, Preparation, Prepared},
+    registry::{Entry, Phase, VolumeKey},
+    volumes::{Published, State},
+};
+use crate::{
+    config::Config,
+    mount::{self, SwapPolicy, TargetPath},
+    problems::Problems,
+    source::s3::S3Access,
+    store::Medium,
+    task::blocking,
+    view::linkfarm::LinkFarm,
+    volume::{
+        PodInfo, PublishArguments, SpecContext, SpecError, ViewKind, VolumeSecrets, VolumeSpec,
+    },
+};
+
+impl Node {
+    /// Publishes a volume at its target path, or finds it published.
+    ///
+    /// # Errors
+    /// See [`NodeError`]. Of a kind that is final for the kubelet, the target is not mounted.
+    ///
+    /// # Cancellation
+    /// The work goes on in the background; a later call joins it.
+    pub async fn publish(&self, request: PublishRequest) -> Result<(), NodeError> {
+        let PublishRequest { volume_id, target, attributes, mount_group, secrets, deadline } =
+            request;
+        let target = TargetPath::parse(&target, &self.0.kubelet)?;
+        let key = VolumeKey::of(target.as_path());
+        let arguments = PublishArguments::new(volume_id, &attributes, mount_group);
+        if self.0.volumes.get(&key).is_none() {
+            self.settle_unknown_mount(&key, &target, &arguments).await?;
+        }
+        let preparation = match self.0.volumes.get(&key) {
+            Some(State::Unpublishing(_)) => return Err(NodeError::Busy),
+            Some(State::Published(published)) => {
+                return self.republish(&key, target, &published, &arguments).await;
+            }
+            Some(State::Preparing(preparation)) => preparation,
+            None => match self.begin(&key, &target, &arguments, &attributes, secrets)? {
+                State::Preparing(preparation) => preparation,
+                State::Published(published) => {
+                    return self.republish(&key, target, &published, &arguments).await;
+                }
+                State::Unpublishing(_) => return Err(NodeError::Busy),
+            },
+        };
+        same(&preparation.arguments, &arguments)?;
+        let prepared = preparation.wait(deadline).await?;
+        self.mount(key, target, preparation, prepared, deadline).await
+    }
+
+    /// Starts the background work, unless another call was faster.
+    fn begin(
+        &self,
+        key: &VolumeKey,
+        target: &TargetPath,
+        arguments: &PublishArguments,
+        attributes: &BTreeMap<String, String>,
+        secrets: VolumeSecretsInput,
+    ) -> Result<State, NodeError> {
+        let plan = self.plan(key, target, arguments, attributes, secrets)?;
+        let cancel = self.0.tasks.token().child_token();
+        let preparation = Arc::new(Preparation::new(arguments.clone(), cancel));
+        let state = self.0.volumes.begin(key, &preparation);
+        if self.0.volumes.is_preparing(key, &preparation) {
+            let (node, key) = (self.clone(), key.clone());
+            self.0.tasks.spawn(async move { node.prepare(key, preparation, plan).await });
+        }
+        Ok(state)
+    }
+
+    /// Runs a preparation to its end, and removes a finished one that nobody came for.
+    async fn prepare(&self, key: VolumeKey, preparation: Arc<Preparation>, plan: Plan) {
+        let outcome = preparation.run(&self.0, plan).await;
+        let finished = outcome.is_ok();
+        if !finished {
+            self.0.volumes.end(&key, &preparation);
+        }
+        preparation.finish(outcome);
+        if !finished {
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = preparation.cancel.cancelled() => {}
+            () = preparation.forgotten() => {}
+        }
+        let _mounting = preparation.mounting.lock().await;
+        if self.0.volumes.end(&key, &preparation) {
+            self.0.discard_files(key).await;
+        }
+    }
+
+    /// Parses everything that a publish says.
+    fn plan(
+        &self,
+        key: &VolumeKey,
+        target: &TargetPath,
+        arguments: &PublishArguments,
+        attributes: &BTreeMap<String, String>,
+        secrets: VolumeSecretsInput,
+    ) -> Result<Plan, NodeError> {
+        let context = &*self.0;
+        let pod = PodInfo::of(attributes);
+        let namespace = pod.namespace.as_deref().filter(|_| context.config.trust.pod_info);
+        let spec = VolumeSpec::parse(
+            attributes,
+            &SpecContext {
+                config: &context.config,
+                namespace,
+                mount_group: arguments.mount_group(),
+                now: SystemTime::now(),
+            },
+        );
+        let secrets = VolumeSecrets::parse(secrets.0);
+        let (spec, secrets) = both(spec, secrets)?;
+        let medium = match spec.view {
+            ViewKind::Tmpfs => Medium::Memory,
+            ViewKind::Disk | ViewKind::Fuse => Medium::Disk,
+        };
+        if medium == Medium::Memory {
+            mount::check_swap(context.no_swap, swap_policy(&context.config))?;
+        }
+        let source = context.clients.open(&S3Access {
+            endpoint: &spec.endpoint,
+            region: spec.region.as_deref(),
+            secrets: &secrets,
+            pod: pod.name_for_user_agent(),
+            bucket_owner: spec.expected_bucket_owner.as_deref(),
+            request_payer: spec.request_payer,
+        })?;
+        let store = context.stores.get(medium).expect("the node has every medium").clone();
+        let directory = store.volumes().join(key.as_str());
+        Ok(Plan {
+            entry: Entry::publishing(
+                target.as_path().to_owned(),
+                arguments.clone(),
+                spec.view,
+                medium,
+            ),
+            farm: LinkFarm::new(directory, spec.layout, spec.ownership),
+            spec: Arc::new(spec),
+            source,
+            store,
+        })
+    }
+
+    /// Mounts a finished revision. Runs to its end even if the call is dropped meanwhile.
+    async fn mount(
+        &self,
+        key: VolumeKey,
+        target: TargetPath,
+        preparation: Arc<Preparation>,
+        prepared: Prepared,
+        deadline: Instant,
+    ) -> Result<(), NodeError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let node = self.clone();
+        self.0.tasks.spawn(async move {
+            let mounting = Arc::clone(&preparation.mounting).lock_owned().await;
+            let outcome = node.mount_once(key, target, &preparation, prepared).await;
+            drop(mounting);
+            // The caller may be gone; the outcome stands in the node's state.
+            drop(sender.send(outcome));
+        });
+        match tokio::time::timeout_at(deadline, receiver).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(NodeError::ShuttingDown),
+            Err(_) => Err(NodeError::Deadline { progress: "the mount is being made".into() }),
+        }
+    }
+
+    async fn mount_once(
+        &self,
+        key: VolumeKey,
+        target: TargetPath,
+        preparation: &Arc<Preparation>,
+        prepared: Prepared,
+    ) -> Result<(), NodeError> {
+        match self.0.volumes.get(&key) {
+            Some(State::Published(_)) => return Ok(()),
+            Some(State::Preparing(current)) if Arc::ptr_eq(&current, preparation) => {}
+            _ => return Err(self.0.cancelled()),
+        }
+        let Prepared { entry, source } = prepared;
+        let entry = entry.in_phase(Phase::Published);
+        let outcome = {
+            let (node, entry, target) = (self.clone(), entry.clone(), target.clone());
+            blocking(move || node.bind(&entry, &target)).await
+        };
+        if let Err(error) = outcome {
+            self.0.volumes.end(&key, preparation);
+            preparation.cancel.cancel();
+            self.0.discard_files(key).await;
+            return Err(error);
+        }
+        let mounting = Arc::clone(&preparation.mounting);
+        let published = Published { entry, mounting, source: Some(source) };
+        let kept = self.0.volumes.mounted(&key, preparation, published);
+        preparation.cancel.cancel();
+        self.0.count_volumes();
+        // An unpublish that came meanwhile waits for `mounting` and then removes this mount.
+        if kept { Ok(()) } else { Err(NodeError::Cancelled) }
+    }
+
+    /// Mounts the volume's directory at the target and records it; undone if that fails. Blocks.
+    fn bind(&self, entry: &Entry, path: &TargetPath) -> Result<(), NodeError> {
+        let key = VolumeKey::of(path.as_path());
+        let directory = self.0.directory(entry.medium, &key);
+        let root = LinkFarm::root(&directory.expect("the node has every medium"));
+        let target = self.0.kubelet.create_target(path)?;
+        let mounted = target.bind_read_only(&root).map_err(NodeError::from);
+        let recorded = mounted.and_then(|()| self.0.registry.write(entry));
+        if recorded.is_err() {
+            let undone = target.unmount_all().and_then(|_| target.remove());
+            if let Err(error) = undone {
+                tracing::warn!(%error, "failed to undo a mount");
+            }
+        }
+        recorded
+    }
+
+    /// Answers a publish of a published target: OK if it is the same, whatever else is wrong.
+    async fn republish(
+        &self,
+        key: &VolumeKey,
+        path: TargetPath,
+        published: &Arc<Published>,
+        arguments: &PublishArguments,
+    ) -> Result<(), NodeError> {
+        same(&published.entry.arguments, arguments)?;
+        let _mounting = published.mounting.lock().await;
+        let (node, entry, key) = (self.clone(), published.entry.clone(), key.clone());
+        blocking(move || {
+            let target = node.0.kubelet.existing_target(&path)?;
+            if let Some(target) = target
+                && target.is_mounted()?
+            {
+                return Ok(());
+            }
+            tracing::warn!(volume.key = %key, "a published target is not mounted; mounting it");
+            node.bind(&entry, &path)
+        })
+        .await
+    }
+
+    /// Deals with a mount at the target that we have no record of: ours is adopted, so that a pod
+    /// that reads it goes on; any other is taken away, since the kubelet wants this volume there
+    /// and would never ask to unpublish a target whose publish failed.
+    async fn settle_unknown_mount(
+        &self,
+        key: &VolumeKey,
+        path: &TargetPath,
+        arguments: &PublishArguments,
+    ) -> Result<(), NodeError> {
+        let (node, key, path) = (self.clone(), key.clone(), path.clone());
+        let arguments = arguments.clone();
+        blocking(move || {
+            let Some(target) = node.0.kubelet.existing_target(&path)? else { return Ok(()) };
+            if !target.is_mounted()? {
+                return Ok(());
+            }
+            match node.0.own_mount(&key, path.as_path()) {
+                Some(medium) => node.adopt(&key, &path, arguments, medium),
+                None => {
+                    tracing::warn!(target = %path.as_path().display(), "removing a foreign mount");
+                    target.unmount_all()?;
+                    Ok(())
+                }
+            }
+        })
+        .await
+    }
+
+    fn adopt(
+        &self,
+        key: &VolumeKey,
+        path: &TargetPath,
+        arguments: PublishArguments,
+        medium: Medium,
+    ) -> Result<(), NodeError> {
+        let view = match medium {
+            Medium::Memory => ViewKind::Tmpfs,
+            Medium::Disk => ViewKind::Disk,
+        };
+        let target = path.as_path().to_owned();
+        let mut entry = Entry::publishing(target, arguments, view, medium);
+        entry.phase = Phase::Published;
+        self.0.registry.write(&entry)?;
+        let published = Published { entry, mounting: Arc::default(), source: None };
+        self.0.volumes.adopt(key.clone(), published);
+        self.0.count_volumes();
+        Ok(())
+    }
+}
+
+/// Whether both publishes ask for the same.
+fn same(known: &PublishArguments, asked: &PublishArguments) -> Result<(), NodeError> {
+    match asked.difference(known) {
+        None => Ok(()),
+        Some(difference) => Err(NodeError::Incompatible { difference }),
+    }
+}
+
+/// Both results, or the problems of both.
+fn both(
+    spec: Result<VolumeSpec, SpecError>,
+    secrets: Result<VolumeSecrets, Problems>,
+) -> Result<(VolumeSpec, VolumeSecrets), NodeError> {
+    match (spec, secrets) {
+        (Ok(spec), Ok(secrets)) => Ok((spec, secrets)),
+        (Err(SpecError::Invalid(mut problems)), Err(more)) => {
+            problems.extend(more);
+            Err(problems.into())
+        }
+        (Err(error), _) => Err(error.into()),
+        (_, Err(problems)) => Err(problems.into()),
+    }
+}
+
+fn swap_policy(config: &Config) -> SwapPolicy {
+    if config.store.memory.allow_swap { SwapPolicy::Allow } else { SwapPolicy::Refuse }
+}

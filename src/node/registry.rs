@@ -1,0 +1,211 @@
+//! What is published, on disk: one small JSON file for each target path, without secrets.
+//!
+//! ```text
+//! <state>/registry/<key>.json
+//! ```
+//!
+//! Written by rename, without fsync: that survives a crash of the process, which is all it has to.
+//! After a power loss the mounts are gone as well. A file that cannot be read is therefore dropped.
+//! An entry is written before a publish has its first effect and removed after an unpublish had
+//! its last, so whatever exists on the node is either in an entry or garbage.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::NodeError;
+use crate::{
+    store::Medium,
+    volume::{PublishArguments, ViewKind},
+};
+
+/// The version of the files; others are not read.
+const FORMAT: u32 = 1;
+
+/// Names a target path in our directories: a digest, so that any path is a good file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct VolumeKey(String);
+
+impl VolumeKey {
+    /// The key of a target path.
+    pub(super) fn of(target: &Path) -> Self {
+        let digest = Sha256::digest(target.as_os_str().as_encoded_bytes());
+        Self(hex::encode(&digest[..16]))
+    }
+
+    /// The key that a file name is, if it is one.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        let good = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        good.then(|| Self(name.to_owned()))
+    }
+
+    /// The key as a file name.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a volume stands between its first effect and its last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Phase {
+    /// Work has begun; the target is not mounted, or was an instant ago.
+    Publishing,
+    /// The target is mounted.
+    Published,
+    /// Everything is being removed.
+    Unpublishing,
+}
+
+/// What a volume shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Files.
+    pub objects: u64,
+    /// Directories below the top.
+    pub directories: u64,
+    /// The sum of the files' sizes.
+    pub bytes: u64,
+    /// `maxSize` in bytes, where there is one.
+    pub max_bytes: Option<u64>,
+    /// `maxObjects`.
+    pub max_objects: u64,
+    /// The keys that could not be shown, for people; empty when there are none.
+    pub skipped: String,
+    /// When the listing was resolved: seconds since the epoch.
+    pub resolved_at: u64,
+}
+
+/// One published volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Entry {
+    format: u32,
+    /// The target path as requested.
+    pub(super) target: PathBuf,
+    /// What was asked for.
+    pub(super) arguments: PublishArguments,
+    /// How far it came.
+    pub(super) phase: Phase,
+    /// Which view.
+    pub(super) view: ViewKind,
+    /// Where its files are.
+    pub(super) medium: Medium,
+    /// What it shows; meaningful once published.
+    pub(super) summary: Summary,
+}
+
+impl Entry {
+    /// A new volume's entry, about to be published.
+    pub(super) fn publishing(
+        target: PathBuf,
+        arguments: PublishArguments,
+        view: ViewKind,
+        medium: Medium,
+    ) -> Self {
+        let (phase, summary) = (Phase::Publishing, Summary::default());
+        Self { format: FORMAT, target, arguments, phase, view, medium, summary }
+    }
+
+    /// The same volume, further or back.
+    pub(super) fn in_phase(self, phase: Phase) -> Self {
+        Self { phase, ..self }
+    }
+
+    /// The same volume, with what it shows.
+    pub(super) fn showing(self, summary: Summary) -> Self {
+        Self { summary, ..self }
+    }
+
+    /// The key of the entry's target path.
+    pub(super) fn key(&self) -> VolumeKey {
+        VolumeKey::of(&self.target)
+    }
+}
+
+/// The directory of entries. All functions block.
+#[derive(Debug, Clone)]
+pub(super) struct Registry {
+    directory: PathBuf,
+}
+
+impl Registry {
+    /// Opens the registry, making its directory if need be.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub(super) fn open(directory: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// Reads all entries; drops files that are none, and temporary files.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub(super) fn load(&self) -> io::Result<HashMap<VolumeKey, Entry>> {
+        let mut entries = HashMap::new();
+        for file in std::fs::read_dir(&self.directory)? {
+            let path = file?.path();
+            match read(&path) {
+                Some(entry) if self.path(&entry.key()) == path => {
+                    entries.insert(entry.key(), entry);
+                }
+                _ => {
+                    tracing::warn!(path = %path.display(), "dropped an unreadable registry file");
+                    std::fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes an entry, replacing what was there.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub(super) fn write(&self, entry: &Entry) -> Result<(), NodeError> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+            file.write_all(&serde_json::to_vec(entry)?)?;
+            drop(file.persist(self.path(&entry.key())).map_err(|error| error.error)?);
+            Ok(())
+        };
+        write().map_err(|error| NodeError::Registry { action: "write", error: Arc::new(error) })
+    }
+
+    /// Removes an entry; a missing one is fine.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub(super) fn remove(&self, key: &VolumeKey) -> Result<(), NodeError> {
+        match std::fs::remove_file(self.path(key)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(NodeError::Registry { action: "remove", error: Arc::new(error) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, key: &VolumeKey) -> PathBuf {
+        self.directory.join(format!("{key}.json"))
+    }
+}
+
+fn read(path: &Path) -> Option<Entry> {
+    let entry: Entry = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (entry.format == FORMAT).then_some(entry)
+}

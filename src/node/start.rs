@@ -1,0 +1,247 @@
+//! Start-up: the state directory, the stores, and what an earlier process left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+
+use super::{
+    Context, Node, NodeError,
+    recover::{self, Action, Found},
+    registry::{Entry, Phase, Registry, VolumeKey},
+    volumes::{Published, Volumes},
+};
+use crate::{
+    config::Config,
+    fetch::Fetcher,
+    mount::{self, KubeletDir, MountError, SwapPolicy, TargetPath, TmpfsOptions},
+    problems::Problems,
+    source::s3::S3Clients,
+    store::{Medium, PAGE, Store, StoreError, Stores},
+    task::Tasks,
+    telemetry::metrics::Metrics,
+    units::ByteSize,
+};
+
+/// Memory that the plugin needs beside its store, under the container's limit.
+const BESIDE_STORE: u64 = 192 << 20;
+
+/// Why the node plugin cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration asks for what is not there.
+    #[error("{0}")]
+    Config(#[from] Problems),
+    /// A directory cannot be used.
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        error: io::Error,
+    },
+    /// Another process uses the state directory.
+    #[error("another node plugin uses the state directory {}", .0.display())]
+    Locked(PathBuf),
+    /// The store would not fit into the container.
+    #[error(
+        "store.memory.size is {size}, and the memory limit of this container is {limit}; the limit \
+         must be at least 192Mi above the size"
+    )]
+    Memory {
+        /// The configured size.
+        size: ByteSize,
+        /// The cgroup's limit.
+        limit: ByteSize,
+    },
+    /// A mount or the kubelet directory failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Recovery failed.
+    #[error("failed to recover the volumes of an earlier run")]
+    Recover(#[source] NodeError),
+}
+
+/// The lock on the state directory; released by the kernel when the process ends, however it does.
+#[derive(Debug)]
+pub(super) struct StateLock {
+    _file: Flock<File>,
+}
+
+impl Node {
+    /// Opens the stores and the registry below `state` and takes over what is published.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    ///
+    /// # Blocking
+    /// System calls and one scan of each store's names.
+    pub fn start(config: Config, state: &Path, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        create_private(state)?;
+        let lock = lock(state)?;
+        let kubelet = KubeletDir::open(&config.kubelet_dir)?;
+        mount::check_propagation(&[kubelet.path(), state])?;
+        check_memory(&config)?;
+        let memory = state.join("memory");
+        create_private(&memory)?;
+        let tmpfs = mount::mount_or_adopt(&memory, &tmpfs_options(&config))?;
+        let disk = &config.store.disk;
+        create_private(&disk.path)?;
+        let stores = Stores::new([
+            Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
+            Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,
+        ]);
+        let registry = state.join("registry");
+        let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;
+        let clients = S3Clients::new(&config, Arc::clone(&metrics))?;
+        let node = Self(Arc::new(Context {
+            fetcher: Fetcher::new(&config.fetch),
+            no_swap: tmpfs.no_swap,
+            volumes: Volumes::default(),
+            tasks: Tasks::default(),
+            config,
+            kubelet,
+            stores,
+            clients,
+            _lock: lock,
+            registry,
+            metrics,
+        }));
+        node.recover(state)?;
+        Ok(node)
+    }
+
+    fn recover(&self, state: &Path) -> Result<(), StartError> {
+        let entries = self.0.registry.load().map_err(io_error("read the registry in", state))?;
+        let found = Found {
+            entries: entries.iter().map(|(key, e)| (key.clone(), self.state_of(e))).collect(),
+            directories: self.directories()?,
+            shown: shown()?,
+        };
+        for action in recover::plan(&found) {
+            self.carry_out(action, &entries).map_err(StartError::Recover)?;
+        }
+        self.0.count_volumes();
+        Ok(())
+    }
+
+    fn carry_out(
+        &self,
+        action: Action,
+        entries: &HashMap<VolumeKey, Entry>,
+    ) -> Result<(), NodeError> {
+        match action {
+            Action::Keep(key) => {
+                let mut entry = entries[&key].clone();
+                tracing::info!(target_path = %entry.target.display(), "found a published volume");
+                entry.phase = Phase::Published;
+                let published = Published { entry, mounting: Arc::default(), source: None };
+                self.0.volumes.adopt(key, published);
+                Ok(())
+            }
+            Action::Discard(key) => {
+                let entry = &entries[&key];
+                tracing::info!(target_path = %entry.target.display(), "removing what is left");
+                match self.target(entry) {
+                    Some(path) => self.take_away(&key, &path, None),
+                    None => self.0.remove_files(&key),
+                }
+            }
+            Action::RemoveDirectory(medium, key) => match self.0.directory(medium, &key) {
+                Some(directory) => Ok(crate::view::linkfarm::remove_all(&directory)?),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn state_of(&self, entry: &Entry) -> (Phase, bool) {
+        let target = self
+            .target(entry)
+            .and_then(|path| self.0.kubelet.existing_target(&path).ok().flatten());
+        let mounted = target.is_some_and(|target| target.is_mounted().unwrap_or(true));
+        (entry.phase, mounted)
+    }
+
+    /// The entry's target, if it lies below the kubelet directory as configured now.
+    fn target(&self, entry: &Entry) -> Option<TargetPath> {
+        TargetPath::parse(entry.target.to_str()?, &self.0.kubelet).ok()
+    }
+
+    fn directories(&self) -> Result<HashSet<(Medium, VolumeKey)>, StartError> {
+        let mut directories = HashSet::new();
+        for store in self.0.stores.iter() {
+            let path = store.volumes();
+            let entries = std::fs::read_dir(&path).map_err(io_error("read", &path))?;
+            for entry in entries {
+                let name = entry.map_err(io_error("read", &path))?.file_name();
+                let key = name.to_str().and_then(VolumeKey::from_name);
+                directories.extend(key.map(|key| (store.medium(), key)));
+            }
+        }
+        Ok(directories)
+    }
+}
+
+/// The volumes whose directory is mounted somewhere: the root of such a mount, within its file
+/// system, ends in `volumes/<key>/root`.
+fn shown() -> Result<HashSet<VolumeKey>, StartError> {
+    let mounts = mount::table::mounts()?;
+    let key = |entry: &mount::table::Entry| {
+        let volume = entry.root.parent().filter(|_| entry.root.ends_with("root"))?;
+        let name = volume.file_name()?.to_str()?;
+        VolumeKey::from_name(name)
+            .filter(|_| volume.parent().is_some_and(|p| p.ends_with("volumes")))
+    };
+    Ok(mounts.iter().filter_map(key).collect())
+}
+
+fn lock(state: &Path) -> Result<StateLock, StartError> {
+    let path = state.join("lock");
+    let file = File::create(&path).map_err(io_error("create", &path))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(StateLock { _file: file }),
+        Err(_) => Err(StartError::Locked(state.to_owned())),
+    }
+}
+
+fn check_memory(config: &Config) -> Result<(), StartError> {
+    let size = config.store.memory.size;
+    match mount::memory_limit() {
+        Some(limit) if size.bytes() > limit.saturating_sub(BESIDE_STORE) => {
+            Err(StartError::Memory { size, limit: ByteSize::from_bytes(limit) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Hard links, directories and symlinks count as inodes on a tmpfs: room for a blob on every page,
+/// and for two volumes that show as much as one may.
+fn tmpfs_options(config: &Config) -> TmpfsOptions {
+    let size = config.store.memory.size.bytes();
+    let names = config.limits.max_objects.tmpfs.saturating_mul(4);
+    // Whether the node swaps is asked at each publish: it is no reason not to start.
+    let swap = SwapPolicy::Allow;
+    TmpfsOptions { size_bytes: size, inodes: (size / PAGE).saturating_add(names), swap }
+}
+
+fn create_private(path: &Path) -> Result<(), StartError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(io_error("create", path))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> StartError {
+    move |error| StartError::Io { action, path: path.to_owned(), error }
+}

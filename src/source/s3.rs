@@ -1,0 +1,331 @@
+//! The S3 requests that s3view makes: list, head, get. All of the AWS SDK is below this module.
+//!
+//! One [`S3Source`] is one principal at one endpoint, on behalf of one pod. Every request takes a
+//! permit of the node-wide bound first and keeps it until its body has been read. Retries happen
+//! here and nowhere else (the SDK's are off), because only here a body that broke off counts as a
+//! failure of its request.
+//!
+//! Source: Amazon S3 API reference: `API_ListObjectsV2`, `API_HeadObject`, `API_GetObject`.
+
+mod body;
+mod clients;
+mod error;
+mod page;
+
+use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
+
+use aws_sdk_s3::{
+    config::http::HttpRequest,
+    types::{ChecksumMode, EncodingType, RequestPayer},
+};
+use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use self::{
+    body::{Body, Checksum, ChecksumAlgorithm},
+    clients::{S3Access, S3Clients},
+};
+use self::{clients::Client, error::explain};
+use crate::{
+    object::{Bucket, EndpointId, Key, Object, Prefix},
+    source::{Principal, SourceError, Transient},
+    telemetry::metrics::Metrics,
+    volume::SseCustomerKey,
+};
+
+/// One principal's view of one endpoint.
+#[derive(Clone)]
+pub struct S3Source {
+    client: Arc<Client>,
+    permits: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    agent: Arc<str>,
+    sse_key: Option<Arc<SseCustomerKey>>,
+    bucket_owner: Option<String>,
+    payer: Option<RequestPayer>,
+}
+
+impl fmt::Debug for S3Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Source")
+            .field("endpoint", self.endpoint())
+            .field("principal", &self.principal())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a HEAD request tells beyond the object itself.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The object.
+    pub object: Object,
+    /// Its checksum over all bytes, where the service keeps one.
+    pub checksum: Option<Checksum>,
+}
+
+impl S3Source {
+    /// The endpoint that answers.
+    pub fn endpoint(&self) -> &EndpointId {
+        self.client.endpoint()
+    }
+
+    /// Who asks.
+    pub fn principal(&self) -> Principal {
+        self.client.principal()
+    }
+
+    /// Hands every object below `prefix` to `take`, page by page, in the order of the keys.
+    ///
+    /// Needs `s3:ListBucket` only. A page is retried on its own, so a long listing does not start
+    /// over; an object written meanwhile may or may not be seen, as S3 defines it.
+    ///
+    /// # Errors
+    /// What S3 answers, naming endpoint, bucket and prefix; or the first error of `take`.
+    ///
+    /// # Cancellation
+    /// Safe at every await; nothing is left.
+    pub async fn list<E: From<SourceError>>(
+        &self,
+        bucket: &Bucket,
+        prefix: &Prefix,
+        mut take: impl FnMut(Object) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut token = None;
+        loop {
+            let page = self.retried(|| self.list_page(bucket, prefix, token.clone())).await?;
+            for object in page.objects {
+                take(object)?;
+            }
+            match page.next {
+                Some(next) => token = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn list_page(
+        &self,
+        bucket: &Bucket,
+        prefix: &Prefix,
+        token: Option<String>,
+    ) -> Result<page::Page, SourceError> {
+        let what = || {
+            let endpoint = self.endpoint().url();
+            format!(
+                "endpoint {endpoint}, bucket {:?}, prefix {:?}",
+                bucket.as_str(),
+                prefix.as_str()
+            )
+        };
+        let _permit = self.permit("ListObjectsV2").await;
+        let request = self
+            .client
+            .sdk()
+            .list_objects_v2()
+            .bucket(bucket.as_str())
+            .prefix(prefix.as_str())
+            .encoding_type(EncodingType::Url)
+            .set_continuation_token(token)
+            .set_expected_bucket_owner(self.bucket_owner.clone())
+            .set_request_payer(self.payer.clone());
+        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let output =
+            self.counted("ListObjectsV2", answer.map_err(|error| explain(error, &what())))?;
+        page::parse(output, self.endpoint(), bucket, prefix, self.sse_digest())
+            .map_err(|problem| page::unusable(&what(), &problem))
+    }
+
+    /// Asks for one object's metadata, and for its checksum.
+    ///
+    /// Needs `s3:GetObject` only (`s3:GetObjectVersion` with a version id).
+    ///
+    /// # Errors
+    /// What S3 answers, naming endpoint, bucket and key. A HEAD answer has no body, so a refusal
+    /// is asked for once more with a one-byte GET, which says why.
+    pub async fn head(
+        &self,
+        bucket: &Bucket,
+        key: &Key,
+        version_id: Option<&Arc<str>>,
+    ) -> Result<Head, SourceError> {
+        self.retried(|| self.head_once(bucket, key, version_id)).await
+    }
+
+    async fn head_once(
+        &self,
+        bucket: &Bucket,
+        key: &Key,
+        version_id: Option<&Arc<str>>,
+    ) -> Result<Head, SourceError> {
+        let what = self.what(bucket, key, version_id);
+        let permit = self.permit("HeadObject").await;
+        let mut request = self
+            .client
+            .sdk()
+            .head_object()
+            .bucket(bucket.as_str())
+            .key(key.as_str())
+            .set_version_id(version_id.map(ToString::to_string))
+            .checksum_mode(ChecksumMode::Enabled)
+            .set_expected_bucket_owner(self.bucket_owner.clone())
+            .set_request_payer(self.payer.clone());
+        if let Some(sse_key) = &self.sse_key {
+            request = request
+                .sse_customer_algorithm("AES256")
+                .sse_customer_key(sse_key.base64())
+                .sse_customer_key_md5(sse_key.base64_md5());
+        }
+        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let outcome = self.counted("HeadObject", answer.map_err(|error| explain(error, &what)));
+        drop(permit);
+        let output = match outcome {
+            Ok(output) => output,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => return Err(self.why(bucket, key, version_id).await.unwrap_or(error)),
+        };
+        page::parse_head(&output, self.endpoint(), bucket, key, version_id, self.sse_digest())
+            .map_err(|problem| page::unusable(&what, &problem))
+    }
+
+    /// The reason behind a HEAD that was refused; `None` if the GET succeeds after all.
+    async fn why(
+        &self,
+        bucket: &Bucket,
+        key: &Key,
+        version_id: Option<&Arc<str>>,
+    ) -> Option<SourceError> {
+        let what = self.what(bucket, key, version_id);
+        let _permit = self.permit("GetObject").await;
+        let request = self.get_request(bucket, key, version_id).range("bytes=0-0");
+        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        self.counted("GetObject", answer.map_err(|error| explain(error, &what))).err()
+    }
+
+    /// Opens an object's content, or a range of it (start inclusive, end exclusive, not empty).
+    ///
+    /// Asks with `If-Match` for the ETag that was listed, so that the bytes are those of
+    /// `object.version`. Not retried here: see [`S3Source::retried`].
+    ///
+    /// # Errors
+    /// Kind `Stale` if the object is not what was listed any more, else what S3 answers.
+    ///
+    /// # Cancellation
+    /// Dropping the future or the body ends the request.
+    pub async fn get(
+        &self,
+        object: &Object,
+        range: Option<Range<u64>>,
+    ) -> Result<Body, SourceError> {
+        let version = &object.version;
+        let what = self.what(&version.bucket, &version.key, object.version_id.as_ref());
+        let permit = self.permit("GetObject").await;
+        let request = self
+            .get_request(&version.bucket, &version.key, object.version_id.as_ref())
+            .if_match(version.etag.quoted())
+            .set_checksum_mode(range.is_none().then_some(ChecksumMode::Enabled))
+            .set_range(range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end - 1)));
+        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let answer = answer.map_err(|error| body::stale_if_gone(explain(error, &what)));
+        let output = self.counted("GetObject", answer)?;
+        let limits = body::Limits {
+            stall: self.client.timeouts().stall,
+            total: self.client.timeouts().total,
+        };
+        body::open(output, object, range, limits)
+            .map(|body| body.held(permit, Arc::clone(&self.metrics), what.clone()))
+            .map_err(|(kind, problem)| SourceError::new(kind, format!("{what}: {problem}")))
+    }
+
+    fn get_request(
+        &self,
+        bucket: &Bucket,
+        key: &Key,
+        version_id: Option<&Arc<str>>,
+    ) -> aws_sdk_s3::operation::get_object::builders::GetObjectFluentBuilder {
+        let request = self
+            .client
+            .sdk()
+            .get_object()
+            .bucket(bucket.as_str())
+            .key(key.as_str())
+            .set_version_id(version_id.map(ToString::to_string))
+            .set_expected_bucket_owner(self.bucket_owner.clone())
+            .set_request_payer(self.payer.clone());
+        match &self.sse_key {
+            None => request,
+            Some(sse_key) => request
+                .sse_customer_algorithm("AES256")
+                .sse_customer_key(sse_key.base64())
+                .sse_customer_key_md5(sse_key.base64_md5()),
+        }
+    }
+
+    /// Runs `attempt` again while it fails in ways that may pass, as often as the endpoint's
+    /// configuration allows, with exponential backoff and jitter.
+    ///
+    /// # Errors
+    /// The last attempt's error.
+    pub async fn retried<T, E, F>(&self, attempt: impl FnMut() -> F) -> Result<T, E>
+    where
+        E: Transient,
+        F: Future<Output = Result<T, E>>,
+    {
+        attempt
+            .retry(self.backoff())
+            .when(E::is_transient)
+            .notify(|error, pause| {
+                self.metrics.s3_retries.inc();
+                tracing::debug!(%error, ?pause, "retrying a request to S3");
+            })
+            .await
+    }
+
+    fn backoff(&self) -> impl BackoffBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_max_times(self.client.retries())
+            .with_jitter()
+    }
+
+    async fn permit(&self, operation: &'static str) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        self.metrics.s3_requests.with_label_values(&[operation]).inc();
+        permit.expect("the request bound is never closed")
+    }
+
+    fn counted<T>(
+        &self,
+        operation: &'static str,
+        outcome: Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        outcome.inspect_err(|error| {
+            self.metrics.s3_errors.with_label_values(&[operation, error.kind().as_str()]).inc();
+        })
+    }
+
+    /// Puts s3view, its version and the pod before the SDK's own words in the User-Agent, so that
+    /// a bucket's access log says who read. The header is not part of the signature.
+    fn user_agent(&self) -> impl Fn(&mut HttpRequest) + Send + Sync + 'static {
+        let agent = Arc::clone(&self.agent);
+        move |request| {
+            let headers = request.headers_mut();
+            let sdk = headers.get("user-agent").unwrap_or_default().to_owned();
+            headers.insert("user-agent", format!("{agent} {sdk}"));
+        }
+    }
+
+    fn what(&self, bucket: &Bucket, key: &Key, version_id: Option<&Arc<str>>) -> String {
+        let endpoint = self.endpoint().url();
+        let version = version_id.map(|id| format!(", versionId {id:?}")).unwrap_or_default();
+        format!(
+            "endpoint {endpoint}, bucket {:?}, key {:?}{version}",
+            bucket.as_str(),
+            key.as_str()
+        )
+    }
+
+    fn sse_digest(&self) -> Option<crate::object::SseKeyDigest> {
+        self.sse_key.as_ref().map(|key| key.digest())
+    }
+}

@@ -1,0 +1,236 @@
+//! From what S3 answered to what the user should do: one table.
+
+use aws_sdk_s3::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+};
+
+use crate::{
+    failure::{FailureKind, full_message},
+    source::SourceError,
+};
+
+/// What an answer means, before it is told in terms of a bucket and key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Meaning {
+    kind: FailureKind,
+    remedy: &'static str,
+}
+
+/// The S3 error codes that deserve a remedy of their own. Status decides for all others.
+///
+/// Source: Amazon S3 API reference, "Error responses"; MinIO and Ceph use the same codes.
+const CODES: &[(&[&str], FailureKind, &str)] = &[
+    (&["NoSuchBucket"], FailureKind::NotFound, "check bucket and endpoint"),
+    (&["NoSuchKey"], FailureKind::NotFound, "check the key; keys are case-sensitive"),
+    (&["NoSuchVersion"], FailureKind::NotFound, "check versionId"),
+    (
+        &["AccessDenied", "AllAccessDisabled", "AccountProblem", "KMS.AccessDeniedException"],
+        FailureKind::Denied,
+        "allow s3:ListBucket on the bucket and s3:GetObject on its objects (and kms:Decrypt for \
+         SSE-KMS) to this identity",
+    ),
+    (
+        &["InvalidAccessKeyId", "UnrecognizedClientException", "InvalidClientTokenId"],
+        FailureKind::Unauthenticated,
+        "the access key id is unknown to this endpoint; check the Secret and the endpoint",
+    ),
+    (
+        &["SignatureDoesNotMatch"],
+        FailureKind::Unauthenticated,
+        "the secret key does not belong to the access key id; check the Secret",
+    ),
+    (
+        &["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"],
+        FailureKind::Unauthenticated,
+        "the session token has expired; put a fresh one into the Secret",
+    ),
+    (
+        &["InvalidToken"],
+        FailureKind::Unauthenticated,
+        "the session token does not belong to the access key; check the Secret",
+    ),
+    (
+        &["RequestTimeTooSkewed", "RequestExpired"],
+        FailureKind::Precondition,
+        "the node's clock differs too much from the endpoint's; synchronise it",
+    ),
+    (
+        &["InvalidObjectState"],
+        FailureKind::Precondition,
+        "the object is archived; restore it or exclude it",
+    ),
+    (
+        &["PreconditionFailed", "InvalidRange"],
+        FailureKind::Stale,
+        "the object changed while it was read",
+    ),
+    (
+        &[
+            "SlowDown",
+            "RequestTimeout",
+            "ServiceUnavailable",
+            "InternalError",
+            "XMinioServerNotInitialized",
+        ],
+        FailureKind::Unavailable,
+        "the endpoint is busy or not ready; it will be tried again",
+    ),
+    (
+        &["UserKeyMustBeSpecified", "InvalidEncryptionAlgorithmError"],
+        FailureKind::Invalid,
+        "the object is encrypted with a customer key; set sseCustomerKey in the Secret",
+    ),
+];
+
+/// Codes by which an endpoint says that the request went to the wrong region.
+const WRONG_REGION: &[&str] = &[
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+];
+
+/// Turns a failed call into an error that says what to change.
+///
+/// `what` names the request's object in full: `endpoint http://..., bucket "b", prefix "p/"`.
+pub(super) fn explain<E>(error: SdkError<E, HttpResponse>, what: &str) -> SourceError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let (status, region) = match error.raw_response() {
+        Some(response) => (
+            response.status().as_u16(),
+            response.headers().get("x-amz-bucket-region").map(str::to_owned),
+        ),
+        None => return explain_unanswered(&error, what),
+    };
+    let code = error.code().unwrap_or_default();
+    if WRONG_REGION.contains(&code) || status == 301 {
+        return SourceError::new(
+            FailureKind::Invalid,
+            wrong_region(region.as_deref(), &error, what),
+        );
+    }
+    let Meaning { kind, remedy } = meaning(status, code);
+    let said = match (code, error.message()) {
+        ("", _) => format!("status {status}"),
+        (code, None | Some("")) => code.to_owned(),
+        (code, Some(text)) => format!("{code}: {}", printable(text)),
+    };
+    SourceError::new(kind, format!("{what}: S3 answered {said}; {remedy}"))
+}
+
+fn meaning(status: u16, code: &str) -> Meaning {
+    let by_code = CODES.iter().find(|(codes, _, _)| codes.contains(&code));
+    if let Some((_, kind, remedy)) = by_code {
+        return Meaning { kind: *kind, remedy };
+    }
+    let (kind, remedy) = match status {
+        401 => (FailureKind::Unauthenticated, "check the Secret"),
+        403 => (FailureKind::Denied, "allow s3:ListBucket and s3:GetObject to this identity"),
+        404 => (FailureKind::NotFound, "check bucket, key and endpoint"),
+        409 | 412 | 416 => (FailureKind::Stale, "the object changed while it was read"),
+        429 | 500..=599 => {
+            (FailureKind::Unavailable, "the endpoint is busy or failing; it will be tried again")
+        }
+        _ => (FailureKind::Invalid, "check endpoint, region and addressing style"),
+    };
+    Meaning { kind, remedy }
+}
+
+fn wrong_region<E: ProvideErrorMetadata>(
+    region: Option<&str>,
+    error: &SdkError<E, HttpResponse>,
+    what: &str,
+) -> String {
+    let said = error.message().map(printable).unwrap_or_default();
+    let remedy = match region {
+        Some(region) => format!("set region to {:?}", printable(region)),
+        None => "set region to the bucket's region".to_owned(),
+    };
+    format!("{what}: the bucket is in another region ({said}); {remedy}")
+}
+
+/// Nothing came back: the connection, TLS, a time-out, or a request that could not be made.
+fn explain_unanswered<E>(error: &SdkError<E, HttpResponse>, what: &str) -> SourceError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let chain = full_message(error);
+    let (kind, remedy) = match error {
+        SdkError::ConstructionFailure(_) => {
+            (FailureKind::Invalid, "check bucket name, endpoint and region")
+        }
+        SdkError::TimeoutError(_) => {
+            (FailureKind::Unavailable, "the endpoint did not answer in time")
+        }
+        _ => connection_meaning(&chain),
+    };
+    SourceError::new(kind, format!("{what}: {remedy} ({})", printable(&chain)))
+}
+
+/// TLS failures stay until somebody changes a certificate; everything else may pass.
+///
+/// Decided by text, because the TLS library's error types are not in the SDK's public interface.
+fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
+    let lower = chain.to_lowercase();
+    if lower.contains("certificate") || lower.contains("unknownissuer") {
+        (
+            FailureKind::Precondition,
+            "the endpoint's certificate is not trusted; set caBundle for the endpoint or ca.crt \
+             in the Secret",
+        )
+    } else if lower.contains("invalidcontenttype") || lower.contains("corrupt message") {
+        (FailureKind::Precondition, "the endpoint does not speak TLS; use http:// in its URL")
+    } else if lower.contains("dns error") || lower.contains("failed to lookup") {
+        (FailureKind::Unavailable, "the endpoint's host name cannot be resolved")
+    } else {
+        (FailureKind::Unavailable, "the endpoint cannot be reached")
+    }
+}
+
+/// Server text in a message: one line, printable, bounded.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case(404, "NoSuchBucket", FailureKind::NotFound)]
+    #[test_case(404, "NoSuchKey", FailureKind::NotFound)]
+    #[test_case(404, "", FailureKind::NotFound; "a HEAD has no code")]
+    #[test_case(403, "AccessDenied", FailureKind::Denied)]
+    #[test_case(403, "", FailureKind::Denied; "bare 403")]
+    #[test_case(403, "InvalidAccessKeyId", FailureKind::Unauthenticated)]
+    #[test_case(403, "SignatureDoesNotMatch", FailureKind::Unauthenticated)]
+    #[test_case(400, "ExpiredToken", FailureKind::Unauthenticated)]
+    #[test_case(403, "RequestTimeTooSkewed", FailureKind::Precondition)]
+    #[test_case(403, "InvalidObjectState", FailureKind::Precondition)]
+    #[test_case(412, "PreconditionFailed", FailureKind::Stale)]
+    #[test_case(416, "InvalidRange", FailureKind::Stale)]
+    #[test_case(503, "SlowDown", FailureKind::Unavailable)]
+    #[test_case(500, "", FailureKind::Unavailable; "bare 500")]
+    #[test_case(429, "", FailureKind::Unavailable; "too many requests")]
+    #[test_case(400, "Whatever", FailureKind::Invalid)]
+    fn answers_have_a_meaning(status: u16, code: &str, kind: FailureKind) {
+        assert_eq!(meaning(status, code).kind, kind);
+    }
+
+    #[test_case("io error: invalid peer certificate: UnknownIssuer", FailureKind::Precondition)]
+    #[test_case("dispatch failure: dns error: failed to lookup", FailureKind::Unavailable)]
+    #[test_case("tcp connect error: Connection refused", FailureKind::Unavailable)]
+    fn connection_failures_have_a_meaning(chain: &str, kind: FailureKind) {
+        assert_eq!(connection_meaning(chain).0, kind);
+    }
+
+    #[test]
+    fn server_text_cannot_break_a_line() {
+        assert_eq!(printable("a\nb\u{1b}[1m"), "ab[1m");
+    }
+}

@@ -1,0 +1,155 @@
+//! From the SDK's answers to our objects.
+
+use std::{sync::Arc, time::SystemTime};
+
+use aws_sdk_s3::{
+    operation::{head_object::HeadObjectOutput, list_objects_v2::ListObjectsV2Output},
+    primitives::DateTime,
+    types::EncodingType,
+};
+use percent_encoding::percent_decode_str;
+use thiserror::Error;
+
+use super::{Head, body::Checksum};
+use crate::{
+    failure::FailureKind,
+    object::{
+        Bucket, ETag, EndpointId, Key, NameError, Object, ObjectVersion, Prefix, SseKeyDigest,
+    },
+    source::SourceError,
+};
+
+/// One page of a listing.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) objects: Vec<Object>,
+    pub(super) next: Option<String>,
+}
+
+/// An answer that no S3 service should give.
+#[derive(Debug, Error)]
+pub(super) enum Unusable {
+    #[error("an entry has no {0}")]
+    Missing(&'static str),
+    #[error("a key {0}")]
+    Key(#[from] NameError),
+    #[error("the key {0:?} is not UTF-8 when decoded")]
+    Encoding(String),
+    #[error("the key {0:?} is not below the prefix that was asked for")]
+    Elsewhere(String),
+    #[error("the listing is said to go on, but no continuation token is given")]
+    NoToken,
+}
+
+/// Makes the error for an unusable answer.
+pub(super) fn unusable(what: &str, problem: &Unusable) -> SourceError {
+    let text = format!("{what}: the endpoint's answer cannot be used: {problem}");
+    SourceError::new(FailureKind::Internal, text)
+}
+
+/// Reads one page of `ListObjectsV2`, undoing `encoding-type=url` (the SDK leaves that to us).
+pub(super) fn parse(
+    output: ListObjectsV2Output,
+    endpoint: &EndpointId,
+    bucket: &Bucket,
+    prefix: &Prefix,
+    sse_key: Option<SseKeyDigest>,
+) -> Result<Page, Unusable> {
+    let encoded = output.encoding_type == Some(EncodingType::Url);
+    let next = match (output.is_truncated, output.next_continuation_token) {
+        (Some(true), None) => return Err(Unusable::NoToken),
+        (Some(true), token) => token,
+        _ => None,
+    };
+    let parse_one = |listed: aws_sdk_s3::types::Object| {
+        let key = listed.key.ok_or(Unusable::Missing("key"))?;
+        let key = if encoded { decode(&key)? } else { key };
+        if prefix.strip(&key).is_none() {
+            return Err(Unusable::Elsewhere(key));
+        }
+        Ok(Object {
+            version: ObjectVersion {
+                endpoint: endpoint.clone(),
+                bucket: bucket.clone(),
+                key: Key::parse(&key)?,
+                etag: ETag::new(&listed.e_tag.ok_or(Unusable::Missing("ETag"))?),
+                size: size(listed.size)?,
+                sse_key,
+            },
+            version_id: None,
+            last_modified: time(listed.last_modified.as_ref())?,
+        })
+    };
+    let objects = output.contents.unwrap_or_default().into_iter().map(parse_one);
+    Ok(Page { objects: objects.collect::<Result<_, _>>()?, next })
+}
+
+/// Reads the answer to `HeadObject`.
+pub(super) fn parse_head(
+    output: &HeadObjectOutput,
+    endpoint: &EndpointId,
+    bucket: &Bucket,
+    key: &Key,
+    version_id: Option<&Arc<str>>,
+    sse_key: Option<SseKeyDigest>,
+) -> Result<Head, Unusable> {
+    let checksum = Checksum::of_head(output);
+    let object = Object {
+        version: ObjectVersion {
+            endpoint: endpoint.clone(),
+            bucket: bucket.clone(),
+            key: key.clone(),
+            etag: ETag::new(output.e_tag().ok_or(Unusable::Missing("ETag"))?),
+            size: size(output.content_length())?,
+            sse_key,
+        },
+        version_id: version_id.cloned(),
+        last_modified: time(output.last_modified())?,
+    };
+    Ok(Head { object, checksum })
+}
+
+fn size(size: Option<i64>) -> Result<u64, Unusable> {
+    size.and_then(|size| u64::try_from(size).ok()).ok_or(Unusable::Missing("size"))
+}
+
+fn time(time: Option<&DateTime>) -> Result<SystemTime, Unusable> {
+    time.and_then(|time| SystemTime::try_from(*time).ok()).ok_or(Unusable::Missing("Last-Modified"))
+}
+
+/// Undoes the URL encoding of a key: `+` is a space (a plus sign is sent as `%2B`).
+fn decode(key: &str) -> Result<String, Unusable> {
+    let spaced = key.replace('+', " ");
+    let decoded = percent_decode_str(&spaced).decode_utf8();
+    decoded.map(Into::into).map_err(|_| Unusable::Encoding(key.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("a+b", "a b")]
+    #[test_case("a%2Bb", "a+b")]
+    #[test_case("%D1%84", "\u{444}")]
+    #[test_case("a/b%25", "a/b%")]
+    #[test_case("%01", "\u{1}"; "what XML cannot hold")]
+    fn keys_are_decoded(encoded: &str, key: &str) {
+        assert_eq!(decode(encoded).unwrap(), key);
+    }
+
+    #[test]
+    fn a_key_that_is_not_utf8_is_refused() {
+        assert!(decode("%FF").is_err());
+    }
+
+    #[test]
+    fn a_truncated_page_without_token_is_refused() {
+        let output = ListObjectsV2Output::builder().is_truncated(true).build();
+        let bucket = Bucket::parse("bucket").unwrap();
+        let endpoint = EndpointId::new("http://s3", None);
+        let page = parse(output, &endpoint, &bucket, &Prefix::default(), None);
+        assert!(matches!(page, Err(Unusable::NoToken)));
+    }
+}

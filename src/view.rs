@@ -1,0 +1,3 @@
+//! How a listing is shown to a pod.
+
+pub mod linkfarm;

@@ -1,0 +1,252 @@
+//! The keys of a volume's Secret, in every spelling that people already have.
+//!
+//! Values live in memory only and are overwritten when dropped. No message and no `Debug` output
+//! contains one; messages name keys. Unknown keys are not looked at, because Secrets are shared
+//! with other programs.
+
+use std::{collections::HashMap, fmt};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit, Mac};
+use md5::{Digest, Md5};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::{object::SseKeyDigest, problems::Problems};
+
+const ACCESS_KEY_ID: [&str; 4] = ["AWS_ACCESS_KEY_ID", "accessKeyID", "access_key", "accesskey"];
+const SECRET_ACCESS_KEY: [&str; 4] =
+    ["AWS_SECRET_ACCESS_KEY", "secretAccessKey", "secret_key", "secretkey"];
+const SESSION_TOKEN: [&str; 4] =
+    ["AWS_SESSION_TOKEN", "sessionToken", "session_token", "sessiontoken"];
+const SSE_CUSTOMER_KEY: [&str; 1] = ["sseCustomerKey"];
+const CA_BUNDLE: [&str; 1] = ["ca.crt"];
+
+/// Every key of a Secret that means something, one list for each meaning.
+pub const SECRET_KEYS: [&[&str]; 5] =
+    [&ACCESS_KEY_ID, &SECRET_ACCESS_KEY, &SESSION_TOKEN, &SSE_CUSTOMER_KEY, &CA_BUNDLE];
+
+/// What a volume's Secret holds.
+#[derive(Debug, Clone, Default)]
+pub struct VolumeSecrets {
+    /// Credentials for S3.
+    pub keys: Option<AccessKeys>,
+    /// The key that the customer's objects are encrypted with.
+    pub sse_customer_key: Option<SseCustomerKey>,
+    /// PEM certificates that vouch for the endpoint.
+    pub ca_bundle: Option<String>,
+}
+
+/// A static or temporary credential.
+#[derive(Clone)]
+pub struct AccessKeys {
+    /// The part that names the credential; not secret, and yet never shown in full.
+    pub access_key_id: String,
+    /// The part that signs.
+    pub secret_access_key: SecretString,
+    /// What a temporary credential needs besides.
+    pub session_token: Option<SecretString>,
+}
+
+impl fmt::Debug for AccessKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = (self.access_key_id.len() / 2).min(4);
+        let id: String = self.access_key_id.chars().take(shown).collect();
+        f.debug_struct("AccessKeys")
+            .field("access_key_id", &format!("{id}.."))
+            .finish_non_exhaustive()
+    }
+}
+
+/// A key for server-side encryption with customer keys (SSE-C).
+#[derive(Clone)]
+pub struct SseCustomerKey {
+    base64: SecretString,
+    base64_md5: String,
+    digest: SseKeyDigest,
+}
+
+impl SseCustomerKey {
+    /// Decodes a key.
+    ///
+    /// # Errors
+    /// What the value must be; never the value.
+    fn parse(text: &str) -> Result<Self, String> {
+        const RULE: &str = "must be the base64 form of exactly 32 bytes";
+        // Room for what any key decodes to, so that no growing buffer leaves copies behind.
+        let mut key = Zeroizing::new(vec![0; text.len()]);
+        let length = STANDARD.decode_slice(text, &mut key).map_err(|_| RULE.to_owned())?;
+        let key = &key[..length];
+        if length != 32 {
+            return Err(format!("{RULE}, and is of {length}"));
+        }
+        let mut digest = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes any key");
+        digest.update(b"s3view sse-c key");
+        Ok(Self {
+            base64: SecretString::from(text),
+            base64_md5: STANDARD.encode(Md5::digest(key)),
+            digest: SseKeyDigest(digest.finalize().into_bytes().into()),
+        })
+    }
+
+    /// Tells this key from others.
+    pub fn digest(&self) -> SseKeyDigest {
+        self.digest
+    }
+
+    /// The value of the header `x-amz-server-side-encryption-customer-key`: the key itself.
+    pub fn base64(&self) -> &str {
+        self.base64.expose_secret()
+    }
+
+    /// The value of the header `x-amz-server-side-encryption-customer-key-MD5`.
+    pub fn base64_md5(&self) -> &str {
+        &self.base64_md5
+    }
+}
+
+impl fmt::Debug for SseCustomerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SseCustomerKey(..)")
+    }
+}
+
+impl VolumeSecrets {
+    /// Parses the secrets of a publish request, and overwrites the values that it was given.
+    ///
+    /// # Errors
+    /// Every problem, by the names of the keys.
+    pub fn parse(secrets: HashMap<String, String>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(secrets);
+        let keys = reader.keys();
+        let sse_customer_key = reader.sse_customer_key();
+        let ca_bundle = reader.ca_bundle();
+        reader.problems.into_result(Self { keys, sse_customer_key, ca_bundle })
+    }
+}
+
+struct Reader {
+    values: HashMap<String, Zeroizing<String>>,
+    problems: Problems,
+}
+
+/// A value and the spelling that it was found under.
+struct Found<'a> {
+    name: &'static str,
+    value: &'a str,
+}
+
+impl Reader {
+    fn new(secrets: HashMap<String, String>) -> Self {
+        let values = secrets.into_iter().map(|(name, value)| (name, Zeroizing::new(value)));
+        Self { values: values.collect(), problems: Problems::default() }
+    }
+
+    fn keys(&mut self) -> Option<AccessKeys> {
+        let Self { values, problems } = self;
+        let id = find(values, problems, &ACCESS_KEY_ID);
+        let secret = find(values, problems, &SECRET_ACCESS_KEY);
+        let token = find(values, problems, &SESSION_TOKEN);
+        for found in [&id, &secret, &token].into_iter().flatten() {
+            check_blank(problems, found);
+        }
+        for found in [&id, &token].into_iter().flatten() {
+            check_header(problems, found);
+        }
+        match (id, secret) {
+            (Some(id), Some(secret)) => Some(AccessKeys {
+                access_key_id: id.value.to_owned(),
+                secret_access_key: secret.value.into(),
+                session_token: token.map(|token| token.value.into()),
+            }),
+            (Some(id), None) => {
+                lonely(problems, id.name, partner(id.name, &ACCESS_KEY_ID, &SECRET_ACCESS_KEY))
+            }
+            (None, Some(secret)) => {
+                let id = partner(secret.name, &SECRET_ACCESS_KEY, &ACCESS_KEY_ID);
+                lonely(problems, secret.name, id)
+            }
+            (None, None) => lonely(problems, token?.name, "an access key and a secret key"),
+        }
+    }
+
+    fn sse_customer_key(&mut self) -> Option<SseCustomerKey> {
+        let Self { values, problems } = self;
+        let found = find(values, problems, &SSE_CUSTOMER_KEY)?;
+        if !check_blank(problems, &found) {
+            return None;
+        }
+        let key = SseCustomerKey::parse(found.value);
+        key.map_err(|text| problem(problems, found.name, text)).ok()
+    }
+
+    fn ca_bundle(&mut self) -> Option<String> {
+        let Self { values, problems } = self;
+        let found = find(values, problems, &CA_BUNDLE)?;
+        let begin = found.value.find("-----BEGIN CERTIFICATE-----");
+        let end = found.value.rfind("-----END CERTIFICATE-----");
+        if begin.zip(end).is_none_or(|(begin, end)| begin > end) {
+            let rule = "must contain a certificate in PEM form (-----BEGIN CERTIFICATE-----)";
+            problem(problems, found.name, rule);
+        }
+        Some(found.value.to_owned())
+    }
+}
+
+/// The one value that stands under any of these spellings; they may repeat, but not differ.
+fn find<'a>(
+    values: &'a HashMap<String, Zeroizing<String>>,
+    problems: &mut Problems,
+    names: &[&'static str],
+) -> Option<Found<'a>> {
+    let found = |name: &&'static str| Some(Found { name, value: values.get(*name)? });
+    let mut all = names.iter().filter_map(found);
+    let first = all.next()?;
+    for other in all {
+        if other.value != first.value {
+            let text = format!("differs from {}, which means the same; remove one", first.name);
+            problem(problems, other.name, text);
+        }
+    }
+    if first.value.is_empty() {
+        problem(problems, first.name, "must not be empty; remove it or give it a value");
+    }
+    Some(first)
+}
+
+/// Reports white space around a value: a newline that `echo` added makes every signature wrong.
+fn check_blank(problems: &mut Problems, found: &Found<'_>) -> bool {
+    let good = found.value.trim() == found.value;
+    if !good {
+        let text = "must not begin or end with white space or a newline; encode it with \
+                    \"echo -n VALUE | base64\"";
+        problem(problems, found.name, text);
+    }
+    good
+}
+
+/// Reports what cannot stand in an HTTP header.
+fn check_header(problems: &mut Problems, found: &Found<'_>) {
+    if found.value.trim().bytes().any(|byte| !byte.is_ascii_graphic()) {
+        problem(problems, found.name, "must be printable ASCII without white space");
+    }
+}
+
+fn lonely<T>(problems: &mut Problems, name: &str, missing: &str) -> Option<T> {
+    problem(problems, name, format!("stands alone; add {missing}"));
+    None
+}
+
+/// The other half's spelling in the same family.
+fn partner(name: &str, names: &[&str], partners: &[&'static str]) -> &'static str {
+    let index = names.iter().position(|candidate| *candidate == name).unwrap_or(0);
+    partners.get(index).copied().unwrap_or_default()
+}
+
+fn problem(problems: &mut Problems, name: &str, text: impl Into<String>) {
+    problems.add(format!("Secret key {name}"), text);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! The list of all cases.
+
+use futures::future::BoxFuture;
+
+use crate::{
+    faults,
+    fixture::Fixture,
+    lifecycle, protocol, requests,
+    support::{namespace::Ids, server::Server},
+    views,
+};
+
+type Body = fn(Fixture) -> BoxFuture<'static, ()>;
+
+/// One case: a claim, and the function that shows it true.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) on_minio: bool,
+    body: Body,
+}
+
+impl Case {
+    /// Runs the case with a fixture of its own.
+    pub(crate) fn run(self, server: Server, ids: Ids) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("threads can be started");
+        runtime.block_on(async {
+            let fixture = Fixture::start(server, ids).await;
+            let case = (self.body)(fixture);
+            let limit = std::time::Duration::from_secs(120);
+            tokio::time::timeout(limit, case).await.expect("the case ends in two minutes");
+        });
+    }
+}
+
+macro_rules! cases {
+    ($on_minio:literal: $($module:ident { $($name:ident),* $(,)? })*) => {
+        [$($(Case {
+            name: concat!(stringify!($module), "::", stringify!($name)),
+            on_minio: $on_minio,
+            body: |fixture| Box::pin($module::$name(fixture)),
+        }),*),*]
+    };
+}
+
+/// All cases, in the order of the modules.
+pub(crate) fn all() -> Vec<Case> {
+    let anywhere = cases!(true:
+        views {
+            an_inline_volume_shows_the_prefix,
+            owner_and_modes_are_as_asked,
+            the_mount_group_owns_the_files,
+            symlinks_lead_through_data,
+            files_are_plain_in_the_other_layout,
+            the_view_is_read_only_for_root,
+            mtime_is_last_modified,
+            a_disk_view_is_on_the_disk_store,
+            a_tmpfs_view_never_touches_the_disk,
+            several_sources_make_one_volume,
+            a_single_key_is_a_file,
+            a_version_id_selects_an_old_version,
+            include_and_exclude_select,
+            odd_keys_are_shown_or_reported,
+            markers_are_empty_directories,
+            large_objects_arrive_whole,
+            an_empty_object_is_an_empty_file,
+            a_prefix_does_not_match_its_siblings,
+        }
+        lifecycle {
+            publish_twice_is_ok,
+            other_arguments_are_refused,
+            unpublish_leaves_nothing,
+            unpublish_of_anything_is_ok,
+            a_restart_touches_no_mount,
+            missing_things_are_not_found,
+            an_empty_prefix_may_be_allowed,
+            bad_credentials_are_unauthenticated,
+            stats_tell_bytes_and_inodes,
+            eleven_pods_share_one_copy,
+        }
+    );
+    let embedded = cases!(false:
+        views {
+            two_keys_at_one_path_are_refused,
+        }
+        requests {
+            a_cold_publish_is_one_list_and_one_get_each,
+            a_warm_publish_is_one_list,
+            a_hundred_publishes_fetch_each_object_once,
+            another_principal_fetches_for_itself,
+            a_wrong_secret_gets_nothing_from_the_cache,
+            another_owner_costs_no_request,
+            the_user_agent_names_the_pod,
+            a_long_listing_is_paged,
+            too_much_is_refused_before_anything_is_fetched,
+            a_full_store_names_its_bytes,
+            unused_blobs_make_room,
+            large_objects_are_asked_for_in_parts,
+        }
+        faults {
+            passing_failures_are_retried,
+            broken_bodies_are_fetched_again,
+            corrupt_bytes_are_never_shown,
+            a_stalled_body_is_given_up,
+            an_object_that_changes_is_listed_again,
+            an_endpoint_that_is_down_is_unavailable,
+            a_denied_prefix_is_permission_denied,
+            an_archived_object_is_a_failed_precondition,
+            a_slow_publish_answers_before_the_deadline_and_is_joined,
+            unpublish_ends_a_publish,
+            an_error_undoes_everything,
+        }
+        lifecycle {
+            a_kill_while_fetching_is_cleaned_up,
+            a_reboot_is_survived,
+            a_mount_without_record_is_adopted,
+            sigterm_leaves_the_mounts,
+            republish_is_ok_whatever_else_is_wrong,
+        }
+        protocol {
+            all_problems_are_told_at_once,
+            fields_are_required_in_order,
+            what_is_not_offered_is_unimplemented,
+            the_plugin_says_who_it_is,
+            the_socket_is_private_and_guarded,
+            bad_configuration_ends_with_64,
+            metrics_and_health_are_served,
+            later_features_say_so,
+            targets_outside_the_kubelet_are_refused,
+            secrets_appear_nowhere,
+        }
+    );
+    anywhere.into_iter().chain(embedded).collect()
+}

@@ -1,0 +1,242 @@
+//! The gRPC edge, the socket, the command line, and what must never be said.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
+
+use s3view::csi::proto::{
+    ControllerGetCapabilitiesRequest, GetPluginCapabilitiesRequest, GetPluginInfoRequest,
+    NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    controller_client::ControllerClient,
+    volume_capability::{AccessType, BlockVolume},
+};
+use tonic::Code;
+
+use crate::{
+    fixture::{Fixture, PROGRAM, files, tree},
+    support::kubelet::Pod,
+};
+
+pub(crate) async fn all_problems_are_told_at_once(fixture: Fixture) {
+    let attributes = [
+        ("bucket", "Not_A_Bucket"),
+        ("prefx", "certs"),
+        ("fileMode", "rw"),
+        ("view", "tmpf"),
+        ("refresh", "often"),
+    ];
+    let pod = Pod::new("driver", &attributes).with_secrets(&[("accesskey", "only-half")]);
+    let status = fixture.refused(&pod, Code::InvalidArgument).await;
+    for part in [
+        "Not_A_Bucket",
+        "prefx",
+        "did you mean \"prefix\"",
+        "fileMode",
+        "did you mean \"tmpfs\"",
+        "refresh",
+        "secretkey",
+    ] {
+        assert!(status.message().contains(part), "{} lacks {part}", status.message());
+    }
+    assert!(!status.message().contains("only-half"));
+    assert_eq!(fixture.embedded().requests().total(), 0);
+}
+
+pub(crate) async fn fields_are_required_in_order(fixture: Fixture) {
+    let pod = fixture.pod("certs");
+    let target = fixture.kubelet.target(&pod);
+    let whole = pod.publish_request(&target);
+    let mut request = whole.clone();
+    request.volume_capability = None;
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        let answer = fixture.kubelet.publish_raw(request.clone(), pod.timeout).await;
+        refused.push(answer.unwrap_err().message().to_owned());
+        if request.target_path.is_empty() {
+            request.volume_id.clear();
+        }
+        request.target_path.clear();
+    }
+    assert_eq!(
+        refused,
+        ["volume_capability: is required", "target_path: is required", "volume_id: is required"]
+    );
+    let mut block = whole.clone();
+    block.volume_capability = Some(VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        ..VolumeCapability::default()
+    });
+    let answer = fixture.kubelet.publish_raw(block, pod.timeout).await.unwrap_err();
+    assert_eq!(answer.code(), Code::InvalidArgument);
+    let unpublish = fixture.kubelet.unpublish_raw("", "").await.unwrap_err();
+    assert_eq!(unpublish.code(), Code::InvalidArgument);
+    // Writer modes and `readonly: false` are ordinary use; a pod is not needed.
+    fixture.put_certificates().await;
+    std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+    let mut bare = whole;
+    bare.readonly = false;
+    bare.volume_context.retain(|key, _| !key.starts_with("csi.storage.k8s.io/"));
+    fixture.kubelet.publish_raw(bare, pod.timeout).await.unwrap();
+}
+
+pub(crate) async fn what_is_not_offered_is_unimplemented(fixture: Fixture) {
+    let mut node = fixture.kubelet.node();
+    let stage = node.node_stage_volume(NodeStageVolumeRequest::default()).await.unwrap_err();
+    let unstage = node.node_unstage_volume(NodeUnstageVolumeRequest::default()).await.unwrap_err();
+    let expand = node.node_expand_volume(NodeExpandVolumeRequest::default()).await.unwrap_err();
+    let mut controller = ControllerClient::new(fixture.kubelet.channel());
+    let request = ControllerGetCapabilitiesRequest::default();
+    let service = controller.controller_get_capabilities(request).await.unwrap_err();
+    for status in [stage, unstage, expand, service] {
+        assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    }
+}
+
+pub(crate) async fn the_plugin_says_who_it_is(fixture: Fixture) {
+    let mut identity = fixture.kubelet.identity();
+    let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.name, "csi.s3view.dev");
+    assert_eq!(info.vendor_version, env!("CARGO_PKG_VERSION"));
+    let request = GetPluginCapabilitiesRequest {};
+    let capabilities = identity.get_plugin_capabilities(request).await.unwrap().into_inner();
+    assert!(capabilities.capabilities.is_empty(), "no controller service on this socket");
+    assert!(fixture.kubelet.is_ready().await);
+    let node = fixture.kubelet.info().await.unwrap();
+    assert_eq!((node.node_id.as_str(), node.max_volumes_per_node), ("node-1", 0));
+    assert!(node.accessible_topology.is_none());
+}
+
+pub(crate) async fn the_socket_is_private_and_guarded(mut fixture: Fixture) {
+    let socket = fixture.home.socket();
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(socket.parent().unwrap()).unwrap().count(), 1);
+    let second = fixture.home.command().status().unwrap();
+    assert_eq!(second.code(), Some(1), "a live socket is refused");
+    assert!(fixture.home.log().contains("another process answers"));
+    assert!(fixture.kubelet.is_ready().await, "the first goes on");
+    fixture.restart().await;
+    assert!(fixture.kubelet.is_ready().await, "a stale socket is replaced");
+}
+
+pub(crate) async fn bad_configuration_ends_with_64(fixture: Fixture) {
+    let path = fixture.home.path().join("bad.yaml");
+    let text = "endpoint: {}\nstore: { memory: { size: lots } }\ndriverName: '-'\n";
+    std::fs::write(&path, text).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(PROGRAM)
+            .args(arguments)
+            .env_remove("CSI_ENDPOINT")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let config = format!("--config={}", path.display());
+    let (code, said) = run(&["--endpoint=relative.sock", "--node-id=n", &config]);
+    assert_eq!(code, Some(64), "{said}");
+    for part in ["--endpoint", "endpoint:", "did you mean", "store.memory.size", "driverName"] {
+        assert!(said.contains(part), "{said} lacks {part}");
+    }
+    assert_eq!(run(&["--no-such-flag"]).0, Some(64));
+    assert_eq!(run(&["--version"]).0, Some(0));
+}
+
+pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    let get = |path: &str| {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(get("/healthz").starts_with("HTTP/1.1 200"));
+    let metrics = get("/metrics");
+    for line in [
+        "s3view_s3_requests_total{operation=\"GetObject\"} 3",
+        "s3view_s3_requests_total{operation=\"ListObjectsV2\"} 1",
+        "s3view_s3_received_bytes_total 24",
+        "s3view_store_bytes{medium=\"memory\"} 12288",
+        "s3view_store_capacity_bytes{medium=\"disk\"} 268435456",
+        "s3view_volumes{view=\"tmpfs\"} 1",
+        "s3view_rpcs_total{code=\"Ok\",method=\"NodePublishVolume\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{metrics}\nlacks {line}");
+    }
+}
+
+pub(crate) async fn later_features_say_so(fixture: Fixture) {
+    for (attribute, value) in [
+        ("view", "fuse"),
+        ("authentication", "pod"),
+        ("authentication", "driver"),
+        ("asOf", "2026-01-01T00:00:00Z"),
+        ("whenUnavailable", "cached"),
+    ] {
+        let pod = fixture.pod("certs").with(attribute, value);
+        let status = fixture.refused(&pod, Code::InvalidArgument).await;
+        let message = status.message();
+        assert!(message.contains(attribute) && message.contains("not available"), "{message}");
+    }
+}
+
+pub(crate) async fn targets_outside_the_kubelet_are_refused(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs");
+    let outside = fixture.home.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let inside = fixture.home.kubelet_dir().join("pods");
+    std::fs::create_dir_all(&inside).unwrap();
+    std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+    let escapes = [
+        outside.join("mount"),
+        inside.join("../../outside/mount"),
+        inside.join("link/mount"),
+        "relative".into(),
+    ];
+    for target in escapes {
+        let request = pod.publish_request(&target);
+        let status = fixture.kubelet.publish_raw(request, pod.timeout).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{target:?}: {status:?}");
+        assert!(status.message().contains("target_path"), "{status:?}");
+    }
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(fixture.home.mounts().is_empty());
+}
+
+pub(crate) async fn secrets_appear_nowhere(fixture: Fixture) {
+    const MARK: &str = "MARKED-SECRET";
+    fixture.put_certificates().await;
+    let secret = format!("{MARK}-key");
+    fixture.embedded().rights().add_credential("team", &secret);
+    let token = format!("{MARK}-token");
+    let keys = [
+        ("AWS_ACCESS_KEY_ID", "team"),
+        ("AWS_SECRET_ACCESS_KEY", secret.as_str()),
+        ("AWS_SESSION_TOKEN", token.as_str()),
+    ];
+    let pod = fixture.pod("certs").with_secrets(&keys);
+    let target = fixture.publish(&pod).await;
+    assert_eq!(tree(&target)["keystore.jks"], files(&[("k", "keystore")])["k"]);
+    let wrong = format!("{MARK}-wrong");
+    let bad = fixture.pod("certs").with_secrets(&[("accesskey", "team"), ("secretkey", &wrong)]);
+    let status = fixture.refused(&bad, Code::Unauthenticated).await;
+    assert!(!status.message().contains(MARK), "{status:?}");
+    assert!(!fixture.home.log().contains(MARK), "a secret is in the log");
+    let mut seen = HashMap::new();
+    for entry in std::fs::read_dir(fixture.home.state_dir().join("registry")).unwrap() {
+        let path = entry.unwrap().path();
+        seen.insert(path.clone(), std::fs::read_to_string(&path).unwrap());
+    }
+    assert!(!seen.is_empty());
+    assert!(seen.values().all(|text| !text.contains(MARK) && !text.contains("team")));
+}

@@ -1,0 +1,165 @@
+//! How many requests things take, and what the caches hand out to whom.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use tonic::Code;
+
+use crate::{
+    fixture::{Fixture, tree},
+    support::{kubelet::Pod, s3::PutOptions},
+};
+
+pub(crate) async fn a_cold_publish_is_one_list_and_one_get_each(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    let requests = fixture.embedded().requests();
+    assert_eq!((requests.lists(), requests.gets(), requests.total()), (1, 3, 4));
+}
+
+pub(crate) async fn a_warm_publish_is_one_list(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let first = fixture.pod("certs");
+    fixture.publish(&first).await;
+    fixture.embedded().reset_requests();
+    fixture.publish(&fixture.pod("certs")).await;
+    let requests = fixture.embedded().requests();
+    assert_eq!((requests.lists(), requests.total()), (1, 1));
+    // What nobody shows any more stays in the store.
+    fixture.unpublish(&first).await;
+    fixture.embedded().reset_requests();
+    fixture.publish(&fixture.pod("certs")).await;
+    assert_eq!(fixture.embedded().requests().total(), 1);
+    // A republish asks nothing.
+    fixture.embedded().reset_requests();
+    let pod = fixture.pod("certs");
+    fixture.publish(&pod).await;
+    fixture.publish(&pod).await;
+    assert_eq!(fixture.embedded().requests().total(), 1);
+}
+
+pub(crate) async fn a_hundred_publishes_fetch_each_object_once(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.embedded().latency(Some(Duration::from_millis(20)));
+    let pods: Vec<Pod> = (0..100).map(|_| fixture.pod("certs")).collect();
+    join_all(pods.iter().map(|pod| fixture.publish(pod))).await;
+    let requests = fixture.embedded().requests();
+    assert_eq!(requests.gets(), 3);
+    assert!(requests.lists() <= 3, "{} listings", requests.lists());
+    join_all(pods.iter().map(|pod| fixture.unpublish(pod))).await;
+    fixture.assert_nothing_left();
+}
+
+pub(crate) async fn another_principal_fetches_for_itself(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.embedded().rights().add_credential("other", "other-secret");
+    fixture.publish(&fixture.pod("certs")).await;
+    fixture.embedded().reset_requests();
+    let pod = fixture.pod("certs");
+    let pod = pod.with_secrets(&[("accessKeyID", "other"), ("secretAccessKey", "other-secret")]);
+    let target = fixture.publish(&pod).await;
+    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+    let log = fixture.embedded().log();
+    assert_eq!(log.len(), 4, "one listing and three GETs by the other principal");
+    assert!(log.iter().all(|logged| logged.call.access_key.as_deref() == Some("other")));
+}
+
+pub(crate) async fn a_wrong_secret_gets_nothing_from_the_cache(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    let pod = fixture.pod("certs").with_secrets(&[("accesskey", "minio"), ("secretkey", "guess")]);
+    fixture.refused(&pod, Code::Unauthenticated).await;
+}
+
+pub(crate) async fn another_owner_costs_no_request(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    fixture.embedded().reset_requests();
+    let target = fixture.publish(&fixture.pod("certs").with("fileMode", "0400")).await;
+    assert_eq!(fixture.embedded().requests().total(), 1, "only a listing");
+    assert_eq!(crate::fixture::owner(&target.join("keystore.jks")), "0:0 0400");
+    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+}
+
+pub(crate) async fn the_user_agent_names_the_pod(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!("s3view/{version} (pod spark/driver-1) ");
+    for logged in fixture.embedded().log() {
+        let agent = logged.call.user_agent.as_deref().unwrap_or_default();
+        assert!(agent.starts_with(&expected), "{agent}");
+    }
+}
+
+pub(crate) async fn a_long_listing_is_paged(fixture: Fixture) {
+    for number in 0..2500 {
+        fixture.embedded().put(&fixture.bucket, &format!("many/{number:04}"), "x");
+    }
+    fixture.embedded().reset_requests();
+    let target = fixture.publish(&fixture.pod("many").with("layout", "files")).await;
+    assert_eq!(std::fs::read_dir(&target).unwrap().count(), 2500);
+    let requests = fixture.embedded().requests();
+    assert_eq!((requests.lists(), requests.gets()), (3, 2500));
+}
+
+pub(crate) async fn too_much_is_refused_before_anything_is_fetched(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let cases = [("maxSize", "8Ki", "maxSize"), ("maxObjects", "2", "maxObjects")];
+    for (attribute, value, named) in cases {
+        let pod = fixture.pod("certs").with(attribute, value);
+        let status = fixture.refused(&pod, Code::ResourceExhausted).await;
+        assert!(status.message().contains(named), "{status:?}");
+    }
+    assert_eq!(fixture.embedded().requests().gets(), 0);
+}
+
+pub(crate) async fn a_full_store_names_its_bytes(mut fixture: Fixture) {
+    let config = Fixture::config(&fixture.server, "").replace("size: 64Mi", "size: 1Mi");
+    fixture.home.configure(&config);
+    fixture.restart().await;
+    fixture.put("a/one", vec![1; 700 << 10]).await;
+    fixture.put("b/two", vec![2; 700 << 10]).await;
+    fixture.publish(&fixture.pod("a")).await;
+    fixture.embedded().reset_requests();
+    let status = fixture.refused(&fixture.pod("b"), Code::ResourceExhausted).await;
+    assert!(status.message().contains("716800 bytes are needed"), "{status:?}");
+    assert!(status.message().contains("of 1048576 bytes are available"), "{status:?}");
+    assert_eq!(fixture.embedded().requests().gets(), 0);
+}
+
+pub(crate) async fn unused_blobs_make_room(mut fixture: Fixture) {
+    let config = Fixture::config(&fixture.server, "").replace("size: 64Mi", "size: 1Mi");
+    fixture.home.configure(&config);
+    fixture.restart().await;
+    for (key, byte) in [("a/1", 1), ("b/2", 2), ("c/3", 3)] {
+        fixture.put(key, vec![byte; 400 << 10]).await;
+    }
+    let (a, b) = (fixture.pod("a"), fixture.pod("b"));
+    fixture.publish(&a).await;
+    let shown = fixture.publish(&b).await;
+    fixture.unpublish(&a).await;
+    fixture.publish(&fixture.pod("c")).await;
+    assert_eq!(std::fs::read(shown.join("2")).unwrap(), vec![2; 400 << 10], "in use: not evicted");
+    fixture.embedded().reset_requests();
+    fixture.refused(&a, Code::ResourceExhausted).await;
+}
+
+pub(crate) async fn large_objects_are_asked_for_in_parts(mut fixture: Fixture) {
+    fixture.reconfigure("fetch: { partSize: 64Ki, bytesInFlight: 256Ki }\n").await;
+    let size = 1_000_000;
+    let multipart = PutOptions { part_size: Some(300_000), ..PutOptions::default() };
+    fixture.embedded().put_generated(&fixture.bucket, "big/multipart", size, &multipart);
+    fixture.embedded().reset_requests();
+    let target = fixture.publish(&fixture.pod("big").with("view", "disk")).await;
+    let expected = fixture.embedded().content(&fixture.bucket, "big/multipart").unwrap();
+    assert!(std::fs::read(target.join("multipart")).unwrap() == expected);
+    let requests = fixture.embedded().requests();
+    assert_eq!(requests.gets(), 16, "one for each part");
+    assert_eq!(requests.of("HeadObject"), 1, "for the checksum");
+    let ranged = |logged: &crate::support::s3::Logged| {
+        logged.call.operation != "GetObject"
+            || (logged.call.range.is_some() && logged.call.if_match.is_some())
+    };
+    assert!(fixture.embedded().log().iter().all(ranged));
+}

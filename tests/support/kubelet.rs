@@ -1,0 +1,219 @@
+//! The kubelet's side of the CSI socket: the requests that a real one sends, field by field.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use s3view::csi::proto::{
+    NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
+    NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, ProbeRequest,
+    VolumeCapability,
+    identity_client::IdentityClient,
+    node_client::NodeClient,
+    volume_capability::{AccessMode, AccessType, MountVolume, access_mode},
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+use tower::service_fn;
+
+use super::plugin::Home;
+
+/// The kubelet gives publish and unpublish two minutes.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A pod with one inline volume.
+#[derive(Debug, Clone)]
+pub(crate) struct Pod {
+    pub(crate) uid: String,
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) volume: String,
+    pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) secrets: BTreeMap<String, String>,
+    pub(crate) fs_group: Option<String>,
+    pub(crate) timeout: Duration,
+}
+
+impl Pod {
+    /// A new pod of the namespace `spark` with the seed's Secret and these volume attributes.
+    pub(crate) fn new(name: &str, attributes: &[(&str, &str)]) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pairs = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        Self {
+            uid: format!("2f9e6a1c-0000-4000-8000-{number:012}"),
+            name: name.to_owned(),
+            namespace: "spark".to_owned(),
+            volume: "kafka-certs".to_owned(),
+            attributes: pairs(attributes),
+            secrets: pairs(&[("accesskey", "minio"), ("secretkey", "minio123")]),
+            fs_group: None,
+            timeout: TIMEOUT,
+        }
+    }
+
+    /// The same pod with one attribute more, or another value.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.attributes.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// The same pod with other secrets.
+    pub(crate) fn with_secrets(mut self, secrets: &[(&str, &str)]) -> Self {
+        self.secrets = secrets.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        self
+    }
+
+    /// The id that the kubelet makes up for an inline volume: `csi-` and 64 hexadecimal digits.
+    pub(crate) fn volume_id(&self) -> String {
+        let uid: String = self.uid.chars().filter(char::is_ascii_hexdigit).collect();
+        format!("csi-{uid:0>64}")
+    }
+
+    /// The request as the kubelet sends it.
+    pub(crate) fn publish_request(&self, target: &Path) -> NodePublishVolumeRequest {
+        let mut context: HashMap<String, String> = self.attributes.clone().into_iter().collect();
+        for (key, value) in [
+            ("pod.name", self.name.as_str()),
+            ("pod.namespace", &self.namespace),
+            ("pod.uid", &self.uid),
+            ("serviceAccount.name", "spark"),
+            ("ephemeral", "true"),
+        ] {
+            context.insert(format!("csi.storage.k8s.io/{key}"), value.to_owned());
+        }
+        NodePublishVolumeRequest {
+            volume_id: self.volume_id(),
+            target_path: path_text(target),
+            volume_capability: Some(VolumeCapability {
+                access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
+                access_type: Some(AccessType::Mount(MountVolume {
+                    volume_mount_group: self.fs_group.clone().unwrap_or_default(),
+                    ..MountVolume::default()
+                })),
+            }),
+            readonly: true,
+            secrets: self.secrets.clone().into_iter().collect(),
+            volume_context: context,
+            ..NodePublishVolumeRequest::default()
+        }
+    }
+}
+
+/// A connection to the plugin.
+#[derive(Debug, Clone)]
+pub(crate) struct Kubelet {
+    root: PathBuf,
+    channel: Channel,
+}
+
+impl Kubelet {
+    /// Connects; panics if nobody listens.
+    pub(crate) async fn connect(home: &Home) -> Self {
+        Self::try_connect(home).await.expect("the plugin listens")
+    }
+
+    /// Connects as the kubelet does: by the socket, with authority `localhost`.
+    pub(crate) async fn try_connect(home: &Home) -> Option<Self> {
+        let socket = home.socket();
+        let connect = service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connect).await.ok()?;
+        Some(Self { root: home.kubelet_dir(), channel })
+    }
+
+    /// Where a pod's volume is published.
+    pub(crate) fn target(&self, pod: &Pod) -> PathBuf {
+        let Pod { uid, volume, .. } = pod;
+        self.root.join(format!("pods/{uid}/volumes/kubernetes.io~csi/{volume}/mount"))
+    }
+
+    /// Publishes as the kubelet does: it asks for the capabilities and makes the target's parent,
+    /// not the target.
+    pub(crate) async fn publish(&self, pod: &Pod) -> Result<PathBuf, Status> {
+        let target = self.target(pod);
+        let parent = target.parent().expect("targets are deep");
+        std::fs::create_dir_all(parent).expect("the kubelet owns its directory");
+        self.node().node_get_capabilities(NodeGetCapabilitiesRequest {}).await?;
+        self.publish_raw(pod.publish_request(&target), pod.timeout).await?;
+        Ok(target)
+    }
+
+    /// Sends a publish request as it is.
+    pub(crate) async fn publish_raw(
+        &self,
+        request: NodePublishVolumeRequest,
+        timeout: Duration,
+    ) -> Result<(), Status> {
+        let mut request = Request::new(request);
+        request.set_timeout(timeout);
+        self.node().node_publish_volume(request).await.map(drop)
+    }
+
+    /// Unpublishes a pod's volume.
+    pub(crate) async fn unpublish(&self, pod: &Pod) -> Result<(), Status> {
+        self.unpublish_raw(&pod.volume_id(), &path_text(&self.target(pod))).await
+    }
+
+    /// Sends an unpublish request as it is.
+    pub(crate) async fn unpublish_raw(&self, volume_id: &str, target: &str) -> Result<(), Status> {
+        let mut request = Request::new(NodeUnpublishVolumeRequest {
+            volume_id: volume_id.to_owned(),
+            target_path: target.to_owned(),
+        });
+        request.set_timeout(TIMEOUT);
+        self.node().node_unpublish_volume(request).await.map(drop)
+    }
+
+    /// Asks for a volume's figures and condition.
+    pub(crate) async fn stats(&self, pod: &Pod) -> Result<NodeGetVolumeStatsResponse, Status> {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: pod.volume_id(),
+            volume_path: path_text(&self.target(pod)),
+            ..NodeGetVolumeStatsRequest::default()
+        };
+        self.node().node_get_volume_stats(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Asks who the node is.
+    pub(crate) async fn info(&self) -> Result<NodeGetInfoResponse, Status> {
+        self.node().node_get_info(NodeGetInfoRequest {}).await.map(tonic::Response::into_inner)
+    }
+
+    /// Whether `Probe` says ready.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let probe = self.identity().probe(ProbeRequest {}).await;
+        probe.is_ok_and(|answer| answer.into_inner().ready == Some(true))
+    }
+
+    /// The Node service.
+    pub(crate) fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+
+    /// The Identity service.
+    pub(crate) fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(self.channel.clone())
+    }
+
+    /// The connection itself, for services that the plugin may not have.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().expect("the tests' paths are UTF-8").to_owned()
+}

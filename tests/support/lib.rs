@@ -1,0 +1,10 @@
+//! What the integration tests, the demo and the benches share.
+
+#![allow(dead_code, reason = "every includer uses another part")]
+
+pub(crate) mod kubelet;
+pub(crate) mod minio;
+pub(crate) mod namespace;
+pub(crate) mod plugin;
+pub(crate) mod s3;
+pub(crate) mod server;

@@ -1,0 +1,109 @@
+//! A real MinIO, installed by Go's ordinary client at a pinned release.
+
+use std::{
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::server::CREDENTIALS;
+
+/// `RELEASE.2025-09-07T16-13-09Z`, as Go's module versions name it.
+const MODULE: &str = "github.com/minio/minio@v0.0.0-20250907161309-07c3a429bfed";
+
+/// A running MinIO; ended when dropped.
+pub(crate) struct Minio {
+    child: Child,
+    port: u16,
+    _data: tempfile::TempDir,
+}
+
+/// Why there is no MinIO here.
+pub(crate) type Missing = String;
+
+impl Minio {
+    /// Starts a server on a free port, installing the program on first use (minutes).
+    ///
+    /// `S3VIEW_MINIO` names a program to use instead.
+    pub(crate) fn start() -> Result<Self, Missing> {
+        let program = program()?;
+        let data = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let port = free_port();
+        let (user, password) = CREDENTIALS;
+        let child = Command::new(&program)
+            .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
+            .arg("--console-address=127.0.0.1:0")
+            .arg(data.path())
+            .env("MINIO_ROOT_USER", user)
+            .env("MINIO_ROOT_PASSWORD", password)
+            .env("MINIO_BROWSER", "off")
+            .env("MINIO_UPDATE", "off")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
+        let minio = Self { child, port, _data: data };
+        minio.wait()?;
+        Ok(minio)
+    }
+
+    /// The endpoint URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Waits until the port is open and the server says that it can write.
+    fn wait(&self) -> Result<(), Missing> {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(60) {
+            if self.is_ready() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err("MinIO did not become ready in 60 s".to_owned())
+    }
+
+    fn is_ready(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let request =
+            "GET /minio/health/cluster HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let mut answer = String::new();
+        let asked = stream.write_all(request.as_bytes());
+        asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok()
+            && answer.starts_with("HTTP/1.1 200")
+    }
+}
+
+impl Drop for Minio {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn program() -> Result<PathBuf, Missing> {
+    if let Some(program) = std::env::var_os("S3VIEW_MINIO") {
+        return Ok(program.into());
+    }
+    let tools = Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp")).join("tools");
+    let program = tools.join("minio");
+    if program.exists() {
+        return Ok(program);
+    }
+    eprintln!("installing {MODULE} (a few minutes, once)");
+    let install = Command::new("go").args(["install", MODULE]).env("GOBIN", &tools).status();
+    match install {
+        Ok(status) if status.success() => Ok(program),
+        Ok(status) => Err(format!("go install {MODULE} ended with {status}")),
+        Err(error) => Err(format!("Go is not here ({error})")),
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}

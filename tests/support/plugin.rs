@@ -1,0 +1,169 @@
+//! A real `s3view-node` process with directories of its own.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use super::kubelet::Kubelet;
+
+/// How long a plugin may take to be ready.
+const READY: Duration = Duration::from_secs(20);
+
+/// Directories and a configuration; the plugin may be started in them again and again.
+#[derive(Debug)]
+pub(crate) struct Home {
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Home {
+    /// Makes the directories. `program` is the `s3view-node` to run.
+    pub(crate) fn new(program: impl Into<PathBuf>, config: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("s3view-").tempdir().expect("a directory");
+        let home = Self { directory, program: program.into() };
+        for name in ["kubelet", "state", "disk", "plugin"] {
+            std::fs::create_dir(home.path().join(name)).expect("an empty directory");
+        }
+        home.configure(config);
+        home
+    }
+
+    /// Replaces the configuration; `kubeletDir` and the disk store's path are added.
+    pub(crate) fn configure(&self, config: &str) {
+        let kubelet = self.kubelet_dir();
+        let text = format!("kubeletDir: {}\n{config}", kubelet.display())
+            .replace("DISK", self.path().join("disk").to_str().expect("a plain path"));
+        std::fs::write(self.path().join("config.yaml"), text).expect("a writable directory");
+    }
+
+    /// The directory of all directories.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The directory that the kubelet would own.
+    pub(crate) fn kubelet_dir(&self) -> PathBuf {
+        self.path().join("kubelet")
+    }
+
+    /// The state directory.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// The CSI socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path().join("plugin/csi.sock")
+    }
+
+    /// What all runs of the plugin logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+
+    /// The command that runs the plugin here.
+    pub(crate) fn command(&self) -> Command {
+        let log = File::options().create(true).append(true).open(self.path().join("log"));
+        let mut command = Command::new(&self.program);
+        command
+            .arg(format!("--endpoint=unix://{}", self.socket().display()))
+            .args(["--node-id", "node-1", "--log-level", "debug"])
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--config")
+            .arg(self.path().join("config.yaml"))
+            .stdin(Stdio::null())
+            .stderr(log.expect("a writable directory"));
+        command
+    }
+
+    /// Starts the plugin and waits until it is ready.
+    pub(crate) async fn start(&self) -> Plugin {
+        let child = self.command().spawn().expect("s3view-node can be started");
+        let mut plugin = Plugin { child };
+        let began = Instant::now();
+        loop {
+            if let Some(kubelet) = Kubelet::try_connect(self).await
+                && kubelet.is_ready().await
+            {
+                return plugin;
+            }
+            if let Some(status) = plugin.child.try_wait().expect("our own child") {
+                panic!("s3view-node ended with {status}:\n{}", self.log());
+            }
+            assert!(began.elapsed() < READY, "s3view-node is not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The mount points below the kubelet directory.
+    pub(crate) fn mounts(&self) -> Vec<PathBuf> {
+        mounts_below(&self.kubelet_dir())
+    }
+}
+
+impl Drop for Home {
+    /// Leaves nothing mounted, whatever a test did.
+    fn drop(&mut self) {
+        for mount in mounts_below(self.path()).into_iter().rev() {
+            let _ignored = umount2(&mount, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+    points.filter(|point| point.starts_with(directory)).collect()
+}
+
+/// A running plugin; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Plugin {
+    child: Child,
+}
+
+impl Plugin {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end, and waits.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        kill(pid, Signal::SIGTERM).expect("our own child");
+        self.child.wait().expect("our own child")
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// A figure of /proc/<pid>/status in KiB, such as `VmRSS` or `VmHWM`.
+    pub(crate) fn memory_kib(&self, figure: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with(figure)).expect("a known figure");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
