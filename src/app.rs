@@ -80,7 +80,7 @@ impl NodeApp {
     }
 
     /// Takes over the node's volumes and serves until `stop`; then finishes what runs, for at most
-    /// [`GRACE`], and leaves every mount in place.
+    /// 20 s, and leaves every mount in place.
     ///
     /// # Errors
     /// [`RunError`], from start-up or from serving.

@@ -1,6 +1,6 @@
 //! The gRPC edge: CSI requests in, CSI answers out. The only place that knows tonic.
 //!
-//! Handlers parse, call the node, and map errors to codes by one table ([`status`]). Nothing here
+//! Handlers parse, call the node, and map errors to codes by one table (`status`). Nothing here
 //! decides anything about volumes.
 //!
 //! Source: CSI v1.13.0 spec.md, "RPC Interface".

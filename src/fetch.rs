@@ -31,7 +31,7 @@ use crate::{
     config::FetchConfig,
     failure::FailureKind,
     listing::Listing,
-    object::Object,
+    object::{Object, SseKeyDigest},
     source::{Principal, SourceError, Transient, s3::S3Source},
     store::{BlobId, Content, Lease, Medium, Reservation, Store, StoreError, Variant},
     task::{blocking, spawn_owned},
@@ -119,6 +119,15 @@ struct FlightKey {
     blob: BlobId,
 }
 
+/// Volumes with equal keys resolve to equal listings.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ListingKey {
+    principal: Principal,
+    /// Part of every object version in the listing.
+    sse_key: Option<SseKeyDigest>,
+    sources: String,
+}
+
 /// What is being fetched, for whom, and where to.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -142,7 +151,7 @@ struct Inner {
     requests: usize,
     bytes: Arc<Semaphore>,
     blobs: Flights<FlightKey, Result<Arc<Lease>, FetchError>>,
-    listings: Turns<(Principal, String), Result<Arc<Listing>, ResolveError>>,
+    listings: Turns<ListingKey, Result<Arc<Listing>, ResolveError>>,
 }
 
 impl Fetcher {
@@ -172,7 +181,11 @@ impl Fetcher {
         source: &S3Source,
         spec: &Arc<VolumeSpec>,
     ) -> Result<Arc<Listing>, ResolveError> {
-        let key = (source.principal(), spec.sources_key());
+        let key = ListingKey {
+            principal: source.principal(),
+            sse_key: source.sse_key_digest(),
+            sources: spec.sources_key(),
+        };
         let (source, spec) = (source.clone(), Arc::clone(spec));
         let work = move || async move { resolve::resolve(&source, &spec).await.map(Arc::new) };
         self.0.listings.join(key, work).await

@@ -264,23 +264,23 @@ impl ListingBuilder {
 
 /// Every path that must be a directory, with the first key that makes it one.
 fn directory_makers<'a>(files: &'a [File], markers: &'a [Marker]) -> HashMap<RelPath, Maker<'a>> {
-    let mut makers = HashMap::new();
+    let mut directories = HashMap::new();
     for marker in markers {
         let bucket_key = ("", marker.key.as_str());
         for path in std::iter::once(marker.path.clone()).chain(marker.path.ancestors()) {
-            makers.entry(path).or_insert(Maker { source: marker.source, bucket_key });
+            directories.entry(path).or_insert(Maker { source: marker.source, bucket_key });
         }
     }
     for file in files {
         let bucket_key = bucket_key(&file.entry);
         for path in file.entry.path.ancestors() {
-            if makers.contains_key(&path) {
+            if directories.contains_key(&path) {
                 break;
             }
-            makers.insert(path, Maker { source: file.source, bucket_key });
+            directories.insert(path, Maker { source: file.source, bucket_key });
         }
     }
-    makers
+    directories
 }
 
 fn bucket_key(entry: &Entry) -> (&str, &str) {

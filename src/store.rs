@@ -249,10 +249,8 @@ impl Store {
     pub fn lookup(&self, principal: Principal, version: &ObjectVersion) -> Option<Lease> {
         let id = BlobId::of(version);
         let leased = self.0.index.lock().pin_for(&id, principal);
-        match leased {
-            true => self.0.gauges.hits.inc(),
-            false => self.0.gauges.misses.inc(),
-        }
+        let counter = if leased { &self.0.gauges.hits } else { &self.0.gauges.misses };
+        counter.inc();
         leased.then(|| Lease { store: self.clone(), id })
     }
 

@@ -26,7 +26,7 @@ const DEFAULT_CONFIG: &str = "/etc/s3view/config.yaml";
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// CSI socket, as unix:///path or /path.
+    /// CSI socket: `unix:///path` or `/path`.
     #[arg(long, env = "CSI_ENDPOINT")]
     endpoint: String,
     /// Name of this node, as Kubernetes knows it.

@@ -21,7 +21,9 @@ pub struct IdentityService {
 
 impl fmt::Debug for IdentityService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdentityService").field("driver_name", &self.driver_name).finish()
+        f.debug_struct("IdentityService")
+            .field("driver_name", &self.driver_name)
+            .finish_non_exhaustive()
     }
 }
 

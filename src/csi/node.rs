@@ -88,6 +88,7 @@ impl NodeService {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err calls")]
 fn failed(error: NodeError) -> Status {
     status(error.kind(), &error)
 }

@@ -9,7 +9,7 @@ use super::proto::{NodePublishVolumeRequest, VolumeCapability, volume_capability
 use crate::node::{PublishRequest, VolumeSecretsInput};
 
 /// How long a call may take if its caller does not say: what the kubelet allows.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// How long before the caller's deadline a call answers by itself, so that the answer (how far it
 /// has come) reaches the user instead of a bare time-out.
@@ -88,9 +88,9 @@ mod tests {
 
     use super::*;
 
-    #[test_case("120S", Some(Duration::from_secs(120)))]
+    #[test_case("120S", Some(Duration::from_mins(2)))]
     #[test_case("119999m", Some(Duration::from_millis(119_999)))]
-    #[test_case("2M", Some(Duration::from_secs(120)); "minutes")]
+    #[test_case("2M", Some(Duration::from_mins(2)); "minutes")]
     #[test_case("", None; "empty")]
     #[test_case("5", None; "no unit")]
     #[test_case("xS", None; "no number")]

@@ -30,10 +30,22 @@ pub(super) fn code(kind: FailureKind) -> Code {
     }
 }
 
+/// The longest message in bytes: it travels in a header, and clients refuse headers over 8 KiB
+/// (percent-encoding may triple a byte).
+const LONGEST: usize = 2 << 10;
+
 /// The status for a failure: its code, and its whole chain as the message, which is what a user
 /// reads in `kubectl describe pod`.
 pub(super) fn status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
-    Status::new(code(kind), full_message(error))
+    Status::new(code(kind), clipped(full_message(error)))
+}
+
+fn clipped(mut message: String) -> String {
+    if message.len() > LONGEST {
+        message.truncate(message.floor_char_boundary(LONGEST));
+        message.push_str(" ...");
+    }
+    message
 }
 
 #[cfg(test)]
@@ -55,6 +67,13 @@ mod tests {
         for kind in [FailureKind::Deadline, FailureKind::Busy, FailureKind::Cancelled] {
             assert!(OPEN.contains(&code(kind)), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_long_message_is_clipped_between_characters() {
+        let clipped = clipped("\u{444}".repeat(2000));
+        assert!(clipped.len() <= LONGEST + 4 && clipped.ends_with(" ..."));
+        assert_eq!(super::clipped("short".to_owned()), "short");
     }
 
     #[test]

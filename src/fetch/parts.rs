@@ -51,8 +51,8 @@ pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
     let ordered = match expected.clone() {
         None => None,
         Some(expected) => {
-            let (file, ranges) = (fill.reader()?, ranges.clone());
-            Some(spawn_owned(blocking(move || expected.check(&file, &ranges, &finished_parts))))
+            let (written, ranges) = (fill.reader()?, ranges.clone());
+            Some(spawn_owned(blocking(move || expected.check(&written, &ranges, &finished_parts))))
         }
     };
     let etag_is_md5 = AtomicBool::new(true);
@@ -144,7 +144,9 @@ impl Parts<'_> {
         let fill = Arc::clone(&self.fill);
         blocking(move || {
             fill.write_at(at, &batch)?;
-            batch.iter().for_each(|chunk| verifier.update(chunk));
+            for chunk in &batch {
+                verifier.update(chunk);
+            }
             Ok(verifier)
         })
         .await

@@ -70,10 +70,14 @@ impl Verifier {
     /// bytes streamed.) Returns our own CRC.
     pub(super) fn whole(chunks: &[Bytes], md5_etag: Option<&ETag>) -> Result<u64, String> {
         let mut own = Crc::new(CrcAlgorithm::Crc64Nvme);
-        chunks.iter().for_each(|chunk| own.update(chunk));
+        for chunk in chunks {
+            own.update(chunk);
+        }
         if let Some(expected) = md5_etag.and_then(ETag::md5) {
             let mut md5 = Md5::new();
-            chunks.iter().for_each(|chunk| md5.update(chunk));
+            for chunk in chunks {
+                md5.update(chunk);
+            }
             if md5.finalize()[..] != expected {
                 return Err(md5_mismatch());
             }

@@ -4,29 +4,31 @@
 //! ends when an unpublish cancels it, when nobody has asked for [`PATIENCE`], or with the plugin;
 //! then it removes what it made.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, NodeError, registry::Entry, registry::Summary};
 use crate::{
+    failure::FailureKind,
     fetch::{Order, Progress},
     listing::Listing,
     object::Object,
     source::s3::S3Source,
     store::{BlobId, Need, PAGE, Reservation, Store, pages},
     task::blocking,
+    units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
     volume::{PublishArguments, VolumeSpec},
 };
 
 /// How long work goes on without a call that waits for it.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// How often a listing is made again because an object changed under it.
 const RELISTS: usize = 5;
@@ -128,12 +130,7 @@ impl Preparation {
     /// Does the work; a failed one has removed what it made. The caller then calls
     /// [`Preparation::finish`].
     pub(super) async fn run(&self, context: &Context, plan: Plan) -> Result<Prepared, NodeError> {
-        let outcome = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Err(context.cancelled()),
-            () = self.forgotten() => Err(NodeError::Cancelled),
-            outcome = self.prepare(context, &plan) => outcome,
-        };
+        let outcome = self.prepare(context, &plan).await;
         if outcome.is_err() {
             context.discard_files(plan.entry.key()).await;
         }
@@ -145,21 +142,29 @@ impl Preparation {
         self.outcome.send_replace(Some(outcome));
     }
 
+    /// Work that may be dropped at any await, and is when the preparation must end. What has
+    /// effects on the volume's own files is never inside: dropped, it would go on unseen.
+    async fn unless_ended<T>(
+        &self,
+        context: &Context,
+        work: impl Future<Output = Result<T, NodeError>>,
+    ) -> Result<T, NodeError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(context.cancelled()),
+            () = self.forgotten() => Err(NodeError::Cancelled),
+            outcome = work => outcome,
+        }
+    }
+
     async fn prepare(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
         let (registry, entry) = (context.registry.clone(), plan.entry.clone());
         blocking(move || registry.write(&entry)).await?;
-        let mut attempt = 0;
-        let listing = loop {
-            match self.attempt(context, plan).await {
-                Err(error) if is_stale(&error) && attempt < RELISTS => {
-                    attempt += 1;
-                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
-                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
-                }
-                outcome => break outcome?,
-            }
-        };
-        let summary = summarise(&listing, &plan.spec);
+        let Gathered { listing, leases, reservation } =
+            self.unless_ended(context, self.gather(context, plan)).await?;
+        let (farm, shown) = (plan.farm.clone(), Arc::clone(&listing));
+        blocking(move || farm.create(&shown, &leases)).await?;
+        drop(reservation);
         context.metrics.skipped_keys.inc_by(listing.skipped().count());
         if listing.skipped().count() > 0 {
             tracing::warn!(
@@ -168,19 +173,34 @@ impl Preparation {
                 "some keys cannot be shown as files"
             );
         }
-        let entry = plan.entry.clone().showing(summary);
+        let entry = plan.entry.clone().showing(summarise(&listing, &plan.spec));
         Ok(Prepared { entry, source: plan.source.clone() })
     }
 
-    /// One listing, whole: listed, admitted, fetched and linked; or an error.
-    async fn attempt(&self, context: &Context, plan: &Plan) -> Result<Arc<Listing>, NodeError> {
+    /// One listing with all its content; lists again, a bounded number of times, when an object
+    /// changed meanwhile.
+    async fn gather(&self, context: &Context, plan: &Plan) -> Result<Gathered, NodeError> {
+        let mut attempt = 0;
+        loop {
+            match self.gather_once(context, plan).await {
+                Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
+                    attempt += 1;
+                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
+                    sleep(Duration::from_millis(50 << attempt)).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Lists, sets room aside, and fetches what is missing.
+    async fn gather_once(&self, context: &Context, plan: &Plan) -> Result<Gathered, NodeError> {
         let listing = context.fetcher.resolve(&plan.source, &plan.spec).await?;
         check_size(&listing, &plan.spec)?;
-        let variant = LinkFarm::variant(&plan.spec.ownership);
         let order = Order {
             source: plan.source.clone(),
             store: plan.store.clone(),
-            variant,
+            variant: LinkFarm::variant(&plan.spec.ownership),
             progress: Arc::clone(&self.progress),
         };
         let admitted = {
@@ -191,18 +211,22 @@ impl Preparation {
         if !missing.is_empty() {
             leases.extend(context.fetcher.fetch(&order, missing, &reservation).await?);
         }
-        let (farm, shown) = (plan.farm.clone(), Arc::clone(&listing));
-        blocking(move || farm.create(&shown, &leases)).await?;
-        drop(reservation);
-        Ok(listing)
+        Ok(Gathered { listing, leases, reservation })
     }
+}
+
+/// A listing whose content is all here and pinned.
+struct Gathered {
+    listing: Arc<Listing>,
+    leases: Leases,
+    /// Held until everything is linked: other variants of blobs are copied only then.
+    reservation: Arc<Reservation>,
 }
 
 /// What a listing finds in the store.
 struct Admitted {
     leases: Leases,
     missing: Vec<Object>,
-    /// Held until everything is linked: other variants of blobs are copied only then.
     reservation: Arc<Reservation>,
 }
 
@@ -249,13 +273,9 @@ fn summarise(listing: &Listing, spec: &VolumeSpec) -> Summary {
         objects: listing.entries().len() as u64,
         directories: listing.directories().len() as u64,
         bytes: listing.bytes(1),
-        max_bytes: spec.max_size.map(|size| size.bytes()),
+        max_bytes: spec.max_size.map(ByteSize::bytes),
         max_objects: spec.max_objects,
         skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },
         resolved_at: now.map_or(0, |since| since.as_secs()),
     }
-}
-
-fn is_stale(error: &NodeError) -> bool {
-    error.kind() == crate::failure::FailureKind::Stale
 }

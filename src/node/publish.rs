@@ -11,7 +11,7 @@ use super::{
     volumes::{Published, State},
 };
 use crate::{
-    config::Config,
+    config::{AuthenticationKind, Config},
     mount::{self, SwapPolicy, TargetPath},
     problems::Problems,
     source::s3::S3Access,
@@ -20,8 +20,17 @@ use crate::{
     view::linkfarm::LinkFarm,
     volume::{
         PodInfo, PublishArguments, SpecContext, SpecError, ViewKind, VolumeSecrets, VolumeSpec,
+        check_authentication,
     },
 };
+
+/// A target path and what is asked for there.
+#[derive(Debug, Clone)]
+struct Place {
+    key: VolumeKey,
+    target: TargetPath,
+    arguments: PublishArguments,
+}
 
 impl Node {
     /// Publishes a volume at its target path, or finds it published.
@@ -37,43 +46,38 @@ impl Node {
         let target = TargetPath::parse(&target, &self.0.kubelet)?;
         let key = VolumeKey::of(target.as_path());
         let arguments = PublishArguments::new(volume_id, &attributes, mount_group);
-        if self.0.volumes.get(&key).is_none() {
-            self.settle_unknown_mount(&key, &target, &arguments).await?;
+        let place = Place { key, target, arguments };
+        if self.0.volumes.get(&place.key).is_none() {
+            self.settle_unknown_mount(&place).await?;
         }
-        let preparation = match self.0.volumes.get(&key) {
-            Some(State::Unpublishing(_)) => return Err(NodeError::Busy),
-            Some(State::Published(published)) => {
-                return self.republish(&key, target, &published, &arguments).await;
-            }
-            Some(State::Preparing(preparation)) => preparation,
-            None => match self.begin(&key, &target, &arguments, &attributes, secrets)? {
-                State::Preparing(preparation) => preparation,
-                State::Published(published) => {
-                    return self.republish(&key, target, &published, &arguments).await;
-                }
-                State::Unpublishing(_) => return Err(NodeError::Busy),
-            },
+        let state = match self.0.volumes.get(&place.key) {
+            Some(state) => state,
+            None => self.begin(&place, &attributes, secrets)?,
         };
-        same(&preparation.arguments, &arguments)?;
-        let prepared = preparation.wait(deadline).await?;
-        self.mount(key, target, preparation, prepared, deadline).await
+        match state {
+            State::Unpublishing(_) => Err(NodeError::Busy),
+            State::Published(published) => self.republish(place, &published).await,
+            State::Preparing(preparation) => {
+                same(&preparation.arguments, &place.arguments)?;
+                let prepared = preparation.wait(deadline).await?;
+                self.mount(place, preparation, prepared, deadline).await
+            }
+        }
     }
 
-    /// Starts the background work, unless another call was faster.
+    /// Starts the background work, unless another call was faster; returns the state that stands.
     fn begin(
         &self,
-        key: &VolumeKey,
-        target: &TargetPath,
-        arguments: &PublishArguments,
+        place: &Place,
         attributes: &BTreeMap<String, String>,
         secrets: VolumeSecretsInput,
     ) -> Result<State, NodeError> {
-        let plan = self.plan(key, target, arguments, attributes, secrets)?;
+        let plan = self.plan(place, attributes, secrets)?;
         let cancel = self.0.tasks.token().child_token();
-        let preparation = Arc::new(Preparation::new(arguments.clone(), cancel));
-        let state = self.0.volumes.begin(key, &preparation);
-        if self.0.volumes.is_preparing(key, &preparation) {
-            let (node, key) = (self.clone(), key.clone());
+        let preparation = Arc::new(Preparation::new(place.arguments.clone(), cancel));
+        let state = self.0.volumes.begin(&place.key, &preparation);
+        if self.0.volumes.is_preparing(&place.key, &preparation) {
+            let (node, key) = (self.clone(), place.key.clone());
             self.0.tasks.spawn(async move { node.prepare(key, preparation, plan).await });
         }
         Ok(state)
@@ -82,14 +86,12 @@ impl Node {
     /// Runs a preparation to its end, and removes a finished one that nobody came for.
     async fn prepare(&self, key: VolumeKey, preparation: Arc<Preparation>, plan: Plan) {
         let outcome = preparation.run(&self.0, plan).await;
-        let finished = outcome.is_ok();
-        if !finished {
+        if outcome.is_err() {
             self.0.volumes.end(&key, &preparation);
-        }
-        preparation.finish(outcome);
-        if !finished {
+            preparation.finish(outcome);
             return;
         }
+        preparation.finish(outcome);
         tokio::select! {
             biased;
             () = preparation.cancel.cancelled() => {}
@@ -104,26 +106,23 @@ impl Node {
     /// Parses everything that a publish says.
     fn plan(
         &self,
-        key: &VolumeKey,
-        target: &TargetPath,
-        arguments: &PublishArguments,
+        place: &Place,
         attributes: &BTreeMap<String, String>,
         secrets: VolumeSecretsInput,
     ) -> Result<Plan, NodeError> {
         let context = &*self.0;
         let pod = PodInfo::of(attributes);
         let namespace = pod.namespace.as_deref().filter(|_| context.config.trust.pod_info);
-        let spec = VolumeSpec::parse(
-            attributes,
-            &SpecContext {
-                config: &context.config,
-                namespace,
-                mount_group: arguments.mount_group(),
-                now: SystemTime::now(),
-            },
-        );
-        let secrets = VolumeSecrets::parse(secrets.0);
-        let (spec, secrets) = both(spec, secrets)?;
+        let spec_context = SpecContext {
+            config: &context.config,
+            namespace,
+            mount_group: place.arguments.mount_group(),
+            now: SystemTime::now(),
+        };
+        let spec = VolumeSpec::parse(attributes, &spec_context);
+        let (spec, secrets) = both(spec, VolumeSecrets::parse(secrets.0))?;
+        // The only kind that this release has; the policy may still forbid it.
+        check_authentication(AuthenticationKind::Secret, &context.config.policy)?;
         let medium = match spec.view {
             ViewKind::Tmpfs => Medium::Memory,
             ViewKind::Disk | ViewKind::Fuse => Medium::Disk,
@@ -140,14 +139,10 @@ impl Node {
             request_payer: spec.request_payer,
         })?;
         let store = context.stores.get(medium).expect("the node has every medium").clone();
-        let directory = store.volumes().join(key.as_str());
+        let directory = store.volumes().join(place.key.as_str());
+        let target = place.target.as_path().to_owned();
         Ok(Plan {
-            entry: Entry::publishing(
-                target.as_path().to_owned(),
-                arguments.clone(),
-                spec.view,
-                medium,
-            ),
+            entry: Entry::publishing(target, place.arguments.clone(), spec.view, medium),
             farm: LinkFarm::new(directory, spec.layout, spec.ownership),
             spec: Arc::new(spec),
             source,
@@ -158,8 +153,7 @@ impl Node {
     /// Mounts a finished revision. Runs to its end even if the call is dropped meanwhile.
     async fn mount(
         &self,
-        key: VolumeKey,
-        target: TargetPath,
+        place: Place,
         preparation: Arc<Preparation>,
         prepared: Prepared,
         deadline: Instant,
@@ -168,7 +162,7 @@ impl Node {
         let node = self.clone();
         self.0.tasks.spawn(async move {
             let mounting = Arc::clone(&preparation.mounting).lock_owned().await;
-            let outcome = node.mount_once(key, target, &preparation, prepared).await;
+            let outcome = node.mount_once(place, &preparation, prepared).await;
             drop(mounting);
             // The caller may be gone; the outcome stands in the node's state.
             drop(sender.send(outcome));
@@ -182,11 +176,11 @@ impl Node {
 
     async fn mount_once(
         &self,
-        key: VolumeKey,
-        target: TargetPath,
+        place: Place,
         preparation: &Arc<Preparation>,
         prepared: Prepared,
     ) -> Result<(), NodeError> {
+        let key = place.key;
         match self.0.volumes.get(&key) {
             Some(State::Published(_)) => return Ok(()),
             Some(State::Preparing(current)) if Arc::ptr_eq(&current, preparation) => {}
@@ -194,11 +188,11 @@ impl Node {
         }
         let Prepared { entry, source } = prepared;
         let entry = entry.in_phase(Phase::Published);
-        let outcome = {
-            let (node, entry, target) = (self.clone(), entry.clone(), target.clone());
+        let bound = {
+            let (node, entry, target) = (self.clone(), entry.clone(), place.target);
             blocking(move || node.bind(&entry, &target)).await
         };
-        if let Err(error) = outcome {
+        if let Err(error) = bound {
             self.0.volumes.end(&key, preparation);
             preparation.cancel.cancel();
             self.0.discard_files(key).await;
@@ -213,43 +207,42 @@ impl Node {
         if kept { Ok(()) } else { Err(NodeError::Cancelled) }
     }
 
-    /// Mounts the volume's directory at the target and records it; undone if that fails. Blocks.
+    /// Records the volume as published and mounts its directory at the target; undone if that
+    /// fails. Blocks.
+    ///
+    /// Recorded first: an entry without a mount is garbage after a crash, while a mount whose entry
+    /// lacks the summary would be a volume without figures.
     fn bind(&self, entry: &Entry, path: &TargetPath) -> Result<(), NodeError> {
         let key = VolumeKey::of(path.as_path());
         let directory = self.0.directory(entry.medium, &key);
         let root = LinkFarm::root(&directory.expect("the node has every medium"));
+        self.0.registry.write(entry)?;
         let target = self.0.kubelet.create_target(path)?;
-        let mounted = target.bind_read_only(&root).map_err(NodeError::from);
-        let recorded = mounted.and_then(|()| self.0.registry.write(entry));
-        if recorded.is_err() {
-            let undone = target.unmount_all().and_then(|_| target.remove());
-            if let Err(error) = undone {
-                tracing::warn!(%error, "failed to undo a mount");
+        target.bind_read_only(&root).map_err(|error| {
+            if let Err(error) = target.remove() {
+                tracing::warn!(%error, "failed to remove a target that could not be mounted");
             }
-        }
-        recorded
+            NodeError::from(error)
+        })
     }
 
     /// Answers a publish of a published target: OK if it is the same, whatever else is wrong.
-    async fn republish(
-        &self,
-        key: &VolumeKey,
-        path: TargetPath,
-        published: &Arc<Published>,
-        arguments: &PublishArguments,
-    ) -> Result<(), NodeError> {
-        same(&published.entry.arguments, arguments)?;
+    async fn republish(&self, place: Place, published: &Arc<Published>) -> Result<(), NodeError> {
+        same(&published.entry.arguments, &place.arguments)?;
         let _mounting = published.mounting.lock().await;
-        let (node, entry, key) = (self.clone(), published.entry.clone(), key.clone());
+        let (node, entry) = (self.clone(), published.entry.clone());
         blocking(move || {
-            let target = node.0.kubelet.existing_target(&path)?;
+            let target = node.0.kubelet.existing_target(&place.target)?;
             if let Some(target) = target
                 && target.is_mounted()?
             {
                 return Ok(());
             }
-            tracing::warn!(volume.key = %key, "a published target is not mounted; mounting it");
-            node.bind(&entry, &path)
+            tracing::warn!(
+                volume.target_path = %place.target,
+                "a published target is not mounted any more; mounting it again"
+            );
+            node.bind(&entry, &place.target)
         })
         .await
     }
@@ -257,49 +250,38 @@ impl Node {
     /// Deals with a mount at the target that we have no record of: ours is adopted, so that a pod
     /// that reads it goes on; any other is taken away, since the kubelet wants this volume there
     /// and would never ask to unpublish a target whose publish failed.
-    async fn settle_unknown_mount(
-        &self,
-        key: &VolumeKey,
-        path: &TargetPath,
-        arguments: &PublishArguments,
-    ) -> Result<(), NodeError> {
-        let (node, key, path) = (self.clone(), key.clone(), path.clone());
-        let arguments = arguments.clone();
+    async fn settle_unknown_mount(&self, place: &Place) -> Result<(), NodeError> {
+        let (node, place) = (self.clone(), place.clone());
         blocking(move || {
-            let Some(target) = node.0.kubelet.existing_target(&path)? else { return Ok(()) };
+            let Some(target) = node.0.kubelet.existing_target(&place.target)? else {
+                return Ok(());
+            };
             if !target.is_mounted()? {
                 return Ok(());
             }
-            match node.0.own_mount(&key, path.as_path()) {
-                Some(medium) => node.adopt(&key, &path, arguments, medium),
-                None => {
-                    tracing::warn!(target = %path.as_path().display(), "removing a foreign mount");
-                    target.unmount_all()?;
-                    Ok(())
-                }
+            if let Some(medium) = node.0.own_mount(&place.key, place.target.as_path()) {
+                return node.adopt(place, medium);
             }
+            tracing::warn!(volume.target_path = %place.target, "removing a foreign mount");
+            target.unmount_all()?;
+            Ok(())
         })
         .await
     }
 
-    fn adopt(
-        &self,
-        key: &VolumeKey,
-        path: &TargetPath,
-        arguments: PublishArguments,
-        medium: Medium,
-    ) -> Result<(), NodeError> {
+    fn adopt(&self, place: Place, medium: Medium) -> Result<(), NodeError> {
         let view = match medium {
             Medium::Memory => ViewKind::Tmpfs,
             Medium::Disk => ViewKind::Disk,
         };
-        let target = path.as_path().to_owned();
-        let mut entry = Entry::publishing(target, arguments, view, medium);
-        entry.phase = Phase::Published;
-        self.0.registry.write(&entry)?;
-        let published = Published { entry, mounting: Arc::default(), source: None };
-        self.0.volumes.adopt(key.clone(), published);
-        self.0.count_volumes();
+        let target = place.target.as_path().to_owned();
+        let entry = Entry::publishing(target, place.arguments, view, medium);
+        let entry = entry.in_phase(Phase::Published);
+        let published = Published { entry: entry.clone(), mounting: Arc::default(), source: None };
+        if self.0.volumes.adopt(place.key, published) {
+            self.0.registry.write(&entry)?;
+            self.0.count_volumes();
+        }
         Ok(())
     }
 }

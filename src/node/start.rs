@@ -28,6 +28,7 @@ use crate::{
     task::Tasks,
     telemetry::metrics::Metrics,
     units::ByteSize,
+    volume::check_defaults,
 };
 
 /// Memory that the plugin needs beside its store, under the container's limit.
@@ -90,6 +91,7 @@ impl Node {
     /// # Blocking
     /// System calls and one scan of each store's names.
     pub fn start(config: Config, state: &Path, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        check_defaults(&config.defaults)?;
         create_private(state)?;
         let lock = lock(state)?;
         let kubelet = KubeletDir::open(&config.kubelet_dir)?;

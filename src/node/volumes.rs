@@ -12,20 +12,23 @@
 //!
 //! One lock guards all states and is never held across an await or a system call.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 
 use super::{
     preparation::Preparation,
-    registry::{Entry, VolumeKey},
+    registry::{self, VolumeKey},
 };
 use crate::source::s3::S3Source;
 
 /// A volume whose target is mounted.
 #[derive(Debug)]
 pub(super) struct Published {
-    pub(super) entry: Entry,
+    pub(super) entry: registry::Entry,
     /// Held while the mount is made again.
     pub(super) mounting: Arc<tokio::sync::Mutex<()>>,
     /// The last working way to S3; none after a restart. Held so that pods of one principal share
@@ -88,9 +91,16 @@ impl Volumes {
         same
     }
 
-    /// Enters a volume that is mounted already (found at start, or at its republish).
-    pub(super) fn adopt(&self, key: VolumeKey, published: Published) {
-        self.0.lock().insert(key, State::Published(Arc::new(published)));
+    /// Enters a volume that is mounted already (found at start, or at its republish); false if
+    /// the path has a state.
+    pub(super) fn adopt(&self, key: VolumeKey, published: Published) -> bool {
+        match self.0.lock().entry(key) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(vacant) => {
+                vacant.insert(State::Published(Arc::new(published)));
+                true
+            }
+        }
     }
 
     /// To Unpublishing, from anywhere; returns what was there and the lock to hold.
@@ -118,7 +128,7 @@ impl Volumes {
     }
 
     /// How many volumes of each kind `label` names are published.
-    pub(super) fn count(&self, wanted: impl Fn(&Entry) -> bool) -> usize {
+    pub(super) fn count(&self, wanted: impl Fn(&registry::Entry) -> bool) -> usize {
         let states = self.0.lock();
         let published = |state: &&State| match state {
             State::Published(published) => wanted(&published.entry),

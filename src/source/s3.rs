@@ -27,7 +27,7 @@ pub use self::{
 };
 use self::{clients::Client, error::explain};
 use crate::{
-    object::{Bucket, EndpointId, Key, Object, Prefix},
+    object::{Bucket, EndpointId, Key, Object, Prefix, SseKeyDigest},
     source::{Principal, SourceError, Transient},
     telemetry::metrics::Metrics,
     volume::SseCustomerKey,
@@ -130,8 +130,8 @@ impl S3Source {
             .set_request_payer(self.payer.clone());
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
         let output =
-            self.counted("ListObjectsV2", answer.map_err(|error| explain(error, &what())))?;
-        page::parse(output, self.endpoint(), bucket, prefix, self.sse_digest())
+            self.counted("ListObjectsV2", answer.map_err(|error| explain(&error, &what())))?;
+        page::parse(output, &self.place(bucket), prefix)
             .map_err(|problem| page::unusable(&what(), &problem))
     }
 
@@ -176,14 +176,14 @@ impl S3Source {
                 .sse_customer_key_md5(sse_key.base64_md5());
         }
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let outcome = self.counted("HeadObject", answer.map_err(|error| explain(error, &what)));
+        let outcome = self.counted("HeadObject", answer.map_err(|error| explain(&error, &what)));
         drop(permit);
         let output = match outcome {
             Ok(output) => output,
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => return Err(self.why(bucket, key, version_id).await.unwrap_or(error)),
         };
-        page::parse_head(&output, self.endpoint(), bucket, key, version_id, self.sse_digest())
+        page::parse_head(&output, &self.place(bucket), key, version_id)
             .map_err(|problem| page::unusable(&what, &problem))
     }
 
@@ -198,7 +198,7 @@ impl S3Source {
         let _permit = self.permit("GetObject").await;
         let request = self.get_request(bucket, key, version_id).range("bytes=0-0");
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        self.counted("GetObject", answer.map_err(|error| explain(error, &what))).err()
+        self.counted("GetObject", answer.map_err(|error| explain(&error, &what))).err()
     }
 
     /// Opens an object's content, or a range of it (start inclusive, end exclusive, not empty).
@@ -225,13 +225,13 @@ impl S3Source {
             .set_checksum_mode(range.is_none().then_some(ChecksumMode::Enabled))
             .set_range(range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end - 1)));
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let answer = answer.map_err(|error| body::stale_if_gone(explain(error, &what)));
+        let answer = answer.map_err(|error| body::stale_if_gone(explain(&error, &what)));
         let output = self.counted("GetObject", answer)?;
         let limits = body::Limits {
             stall: self.client.timeouts().stall,
             total: self.client.timeouts().total,
         };
-        body::open(output, object, range, limits)
+        body::open(output, object, range.as_ref(), limits)
             .map(|body| body.held(permit, Arc::clone(&self.metrics), what.clone()))
             .map_err(|(kind, problem)| SourceError::new(kind, format!("{what}: {problem}")))
     }
@@ -325,7 +325,13 @@ impl S3Source {
         )
     }
 
-    fn sse_digest(&self) -> Option<crate::object::SseKeyDigest> {
+    fn place(&self, bucket: &Bucket) -> page::Place {
+        let (endpoint, bucket) = (self.endpoint().clone(), bucket.clone());
+        page::Place { endpoint, bucket, sse_key: self.sse_key_digest() }
+    }
+
+    /// Tells the customer key apart that objects are asked for with, if any.
+    pub fn sse_key_digest(&self) -> Option<SseKeyDigest> {
         self.sse_key.as_ref().map(|key| key.digest())
     }
 }

@@ -6,7 +6,7 @@
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,10 @@ pub enum LogFormat {
 /// Sends all further events to standard error. Call once, before anything is logged.
 pub fn init(format: LogFormat, level: LevelFilter) {
     let dependencies = level.min(LevelFilter::WARN);
-    let filter = EnvFilter::default()
-        .add_directive(dependencies.into())
-        .add_directive(format!("s3view={level}").parse().expect("the directive is well formed"));
+    let filter = Targets::new()
+        .with_default(dependencies)
+        .with_target("s3view", level)
+        .with_target("s3view_node", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);
     match format {

@@ -45,6 +45,9 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Makes all metrics, registered with a registry of their own.
+    ///
+    /// # Panics
+    /// If two metrics of the table have one name.
     pub fn new() -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
@@ -123,6 +126,9 @@ impl Metrics {
     }
 
     /// The Prometheus text format (version 0.0.4).
+    ///
+    /// # Panics
+    /// Never: writing to memory does not fail.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();
         TextEncoder::new()

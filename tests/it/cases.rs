@@ -31,7 +31,7 @@ impl Case {
         runtime.block_on(async {
             let fixture = Fixture::start(server, ids).await;
             let case = (self.body)(fixture);
-            let limit = std::time::Duration::from_secs(120);
+            let limit = std::time::Duration::from_mins(2);
             tokio::time::timeout(limit, case).await.expect("the case ends in two minutes");
         });
     }
@@ -48,6 +48,7 @@ macro_rules! cases {
 }
 
 /// All cases, in the order of the modules.
+#[expect(clippy::too_many_lines, reason = "a list")]
 pub(crate) fn all() -> Vec<Case> {
     let anywhere = cases!(true:
         views {

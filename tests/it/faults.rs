@@ -130,7 +130,7 @@ pub(crate) async fn a_slow_publish_answers_before_the_deadline_and_is_joined(fix
     assert!(began.elapsed() < Duration::from_secs(3), "answered by itself");
     assert!(status.message().contains("0 of 3 objects"), "{status:?}");
     // The retry finds the work further, and nothing is asked for twice.
-    pod.timeout = Duration::from_secs(60);
+    pod.timeout = Duration::from_mins(1);
     assert_eq!(tree(&fixture.publish(&pod).await)["keystore.jks"], "keystore");
     let requests = fixture.embedded().requests();
     assert_eq!((requests.lists(), requests.gets()), (1, 3));
@@ -140,10 +140,7 @@ pub(crate) async fn unpublish_ends_a_publish(fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.embedded().faults().add(Fault::get(Action::Delay(Duration::from_secs(30))));
     let pod = fixture.pod("certs");
-    let publishing = {
-        let (kubelet, pod) = (fixture.kubelet.clone(), pod.clone());
-        tokio::spawn(async move { kubelet.publish(&pod).await })
-    };
+    let publishing = fixture.publish_meanwhile(&pod);
     while fixture.embedded().requests().gets() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

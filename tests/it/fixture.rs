@@ -7,6 +7,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use s3view::task::spawn_owned;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use crate::support::{
@@ -98,6 +100,15 @@ impl Fixture {
             .publish(pod)
             .await
             .unwrap_or_else(|status| panic!("publish failed: {status:?}\n{}", self.home.log()))
+    }
+
+    /// Begins a publish whose answer the case asks for later.
+    pub(crate) fn publish_meanwhile(
+        &self,
+        pod: &Pod,
+    ) -> AbortOnDropHandle<Result<PathBuf, Status>> {
+        let (kubelet, pod) = (self.kubelet.clone(), pod.clone());
+        spawn_owned(async move { kubelet.publish(&pod).await })
     }
 
     /// Publishes, expecting a refusal; checks that nothing is left of it.

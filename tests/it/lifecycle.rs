@@ -36,7 +36,7 @@ pub(crate) async fn other_arguments_are_refused(fixture: Fixture) {
     assert!(is_mount_point(&target), "the published volume stays");
     // Secrets, pod information and readonly are no arguments.
     let mut same = pod.clone().with_secrets(&[("accesskey", "minio"), ("secretkey", "x")]);
-    same.name = "renamed".to_owned();
+    "renamed".clone_into(&mut same.name);
     fixture.publish(&same).await;
 }
 
@@ -161,10 +161,7 @@ pub(crate) async fn a_kill_while_fetching_is_cleaned_up(mut fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.embedded().faults().add(Fault::get(Action::Stall(1)));
     let pod = fixture.pod("certs");
-    let publishing = {
-        let (kubelet, pod) = (fixture.kubelet.clone(), pod.clone());
-        tokio::spawn(async move { kubelet.publish(&pod).await })
-    };
+    let publishing = fixture.publish_meanwhile(&pod);
     while fixture.embedded().requests().gets() < 3 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

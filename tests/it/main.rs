@@ -5,6 +5,13 @@
 //! run against a real MinIO as well. Mounting needs root: as another user, the whole program runs
 //! itself again in a user and mount namespace.
 
+#![allow(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test without libtest's harness is a test all the same"
+)]
+
 #[path = "../support/lib.rs"]
 mod support;
 

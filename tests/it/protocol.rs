@@ -206,7 +206,7 @@ pub(crate) async fn targets_outside_the_kubelet_are_refused(fixture: Fixture) {
     for target in escapes {
         let request = pod.publish_request(&target);
         let status = fixture.kubelet.publish_raw(request, pod.timeout).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument, "{target:?}: {status:?}");
+        assert_eq!(status.code(), Code::InvalidArgument, "{}: {status:?}", target.display());
         assert!(status.message().contains("target_path"), "{status:?}");
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);

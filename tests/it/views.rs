@@ -55,7 +55,7 @@ pub(crate) async fn symlinks_lead_through_data(fixture: Fixture) {
     assert_eq!(link("keystore.jks"), Path::new("..data/keystore.jks"));
     assert_eq!(link("sub"), Path::new("..data/sub"));
     let revision = link("..data");
-    assert!(revision.to_str().unwrap().starts_with(".."), "{revision:?}");
+    assert!(revision.to_str().unwrap().starts_with(".."), "{}", revision.display());
     assert!(target.join(revision).join("keystore.jks").is_file());
 }
 
@@ -193,13 +193,9 @@ pub(crate) async fn odd_keys_are_shown_or_reported(fixture: Fixture) {
     }
     let mut skipped = 0;
     for key in &reported {
-        if key != "k/file" {
-            let client = fixture.server.client();
-            let put = client.put_object().bucket(&fixture.bucket).key(key);
-            skipped += usize::from(put.send().await.is_ok());
-        } else {
-            skipped += 1;
-        }
+        let client = fixture.server.client();
+        let put = client.put_object().bucket(&fixture.bucket).key(key);
+        skipped += usize::from(key == "k/file" || put.send().await.is_ok());
     }
     let pod = fixture.pod("k");
     let seen = tree(&fixture.publish(&pod).await);
@@ -225,7 +221,8 @@ pub(crate) async fn markers_are_empty_directories(fixture: Fixture) {
 
 pub(crate) async fn large_objects_arrive_whole(mut fixture: Fixture) {
     fixture.reconfigure("fetch: { partSize: 64Ki, bytesInFlight: 1Mi, requests: 8 }\n").await;
-    let content: Vec<u8> = (0..1_000_003_u32).map(|n| (n * 31 / 7) as u8).collect();
+    let content: Vec<u8> =
+        (0..1_000_003_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     fixture.put("big/plain", content.clone()).await;
     for view in ["tmpfs", "disk"] {
         let target = fixture.publish(&fixture.pod("big").with("view", view)).await;

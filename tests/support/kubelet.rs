@@ -26,7 +26,7 @@ use tower::service_fn;
 use super::plugin::Home;
 
 /// The kubelet gives publish and unpublish two minutes.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A pod with one inline volume.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! What the integration tests, the demo and the benches share.
 
 #![allow(dead_code, reason = "every includer uses another part")]
+#![allow(clippy::panic, clippy::print_stderr, reason = "for tests, the demo and benches alone")]
 
 pub(crate) mod kubelet;
 pub(crate) mod minio;

@@ -57,7 +57,7 @@ impl Minio {
     /// Waits until the port is open and the server says that it can write.
     fn wait(&self) -> Result<(), Missing> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(60) {
+        while began.elapsed() < Duration::from_mins(1) {
             if self.is_ready() {
                 return Ok(());
             }

@@ -92,14 +92,14 @@ impl Checksum {
 pub(super) fn open(
     output: GetObjectOutput,
     object: &Object,
-    range: Option<Range<u64>>,
+    range: Option<&Range<u64>>,
     limits: Limits,
 ) -> Result<Body, (FailureKind, String)> {
     let size = object.version.size;
     if output.e_tag().is_some_and(|etag| ETag::new(etag) != object.version.etag) {
         return Err((FailureKind::Stale, "the object changed while it was read".into()));
     }
-    let expected = match &range {
+    let expected = match range {
         None => size,
         Some(range) => {
             let wanted = format!("bytes {}-{}/{size}", range.start, range.end - 1);

@@ -95,7 +95,7 @@ const WRONG_REGION: &[&str] = &[
 /// Turns a failed call into an error that says what to change.
 ///
 /// `what` names the request's object in full: `endpoint http://..., bucket "b", prefix "p/"`.
-pub(super) fn explain<E>(error: SdkError<E, HttpResponse>, what: &str) -> SourceError
+pub(super) fn explain<E>(error: &SdkError<E, HttpResponse>, what: &str) -> SourceError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
@@ -104,13 +104,13 @@ where
             response.status().as_u16(),
             response.headers().get("x-amz-bucket-region").map(str::to_owned),
         ),
-        None => return explain_unanswered(&error, what),
+        None => return explain_unanswered(error, what),
     };
     let code = error.code().unwrap_or_default();
     if WRONG_REGION.contains(&code) || status == 301 {
         return SourceError::new(
             FailureKind::Invalid,
-            wrong_region(region.as_deref(), &error, what),
+            wrong_region(region.as_deref(), error, what),
         );
     }
     let Meaning { kind, remedy } = meaning(status, code);

@@ -19,6 +19,22 @@ use crate::{
     source::SourceError,
 };
 
+/// Where an answer's objects are, and how they are read.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) endpoint: EndpointId,
+    pub(super) bucket: Bucket,
+    pub(super) sse_key: Option<SseKeyDigest>,
+}
+
+impl Place {
+    fn version(&self, key: Key, etag: &str, size: u64) -> ObjectVersion {
+        let Self { endpoint, bucket, sse_key } = self;
+        let (endpoint, bucket) = (endpoint.clone(), bucket.clone());
+        ObjectVersion { endpoint, bucket, key, etag: ETag::new(etag), size, sse_key: *sse_key }
+    }
+}
+
 /// One page of a listing.
 #[derive(Debug)]
 pub(super) struct Page {
@@ -50,10 +66,8 @@ pub(super) fn unusable(what: &str, problem: &Unusable) -> SourceError {
 /// Reads one page of `ListObjectsV2`, undoing `encoding-type=url` (the SDK leaves that to us).
 pub(super) fn parse(
     output: ListObjectsV2Output,
-    endpoint: &EndpointId,
-    bucket: &Bucket,
+    place: &Place,
     prefix: &Prefix,
-    sse_key: Option<SseKeyDigest>,
 ) -> Result<Page, Unusable> {
     let encoded = output.encoding_type == Some(EncodingType::Url);
     let next = match (output.is_truncated, output.next_continuation_token) {
@@ -64,18 +78,12 @@ pub(super) fn parse(
     let parse_one = |listed: aws_sdk_s3::types::Object| {
         let key = listed.key.ok_or(Unusable::Missing("key"))?;
         let key = if encoded { decode(&key)? } else { key };
+        let etag = listed.e_tag.ok_or(Unusable::Missing("ETag"))?;
         if prefix.strip(&key).is_none() {
             return Err(Unusable::Elsewhere(key));
         }
         Ok(Object {
-            version: ObjectVersion {
-                endpoint: endpoint.clone(),
-                bucket: bucket.clone(),
-                key: Key::parse(&key)?,
-                etag: ETag::new(&listed.e_tag.ok_or(Unusable::Missing("ETag"))?),
-                size: size(listed.size)?,
-                sse_key,
-            },
+            version: place.version(Key::parse(&key)?, &etag, size(listed.size)?),
             version_id: None,
             last_modified: time(listed.last_modified.as_ref())?,
         })
@@ -87,22 +95,14 @@ pub(super) fn parse(
 /// Reads the answer to `HeadObject`.
 pub(super) fn parse_head(
     output: &HeadObjectOutput,
-    endpoint: &EndpointId,
-    bucket: &Bucket,
+    place: &Place,
     key: &Key,
     version_id: Option<&Arc<str>>,
-    sse_key: Option<SseKeyDigest>,
 ) -> Result<Head, Unusable> {
     let checksum = Checksum::of_head(output);
+    let etag = output.e_tag().ok_or(Unusable::Missing("ETag"))?;
     let object = Object {
-        version: ObjectVersion {
-            endpoint: endpoint.clone(),
-            bucket: bucket.clone(),
-            key: key.clone(),
-            etag: ETag::new(output.e_tag().ok_or(Unusable::Missing("ETag"))?),
-            size: size(output.content_length())?,
-            sse_key,
-        },
+        version: place.version(key.clone(), etag, size(output.content_length())?),
         version_id: version_id.cloned(),
         last_modified: time(output.last_modified())?,
     };
@@ -148,8 +148,8 @@ mod tests {
     fn a_truncated_page_without_token_is_refused() {
         let output = ListObjectsV2Output::builder().is_truncated(true).build();
         let bucket = Bucket::parse("bucket").unwrap();
-        let endpoint = EndpointId::new("http://s3", None);
-        let page = parse(output, &endpoint, &bucket, &Prefix::default(), None);
+        let place = Place { endpoint: EndpointId::new("http://s3", None), bucket, sse_key: None };
+        let page = parse(output, &place, &Prefix::default());
         assert!(matches!(page, Err(Unusable::NoToken)));
     }
 }
