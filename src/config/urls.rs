@@ -75,6 +75,11 @@ impl UrlPatternError {
 }
 
 impl UrlPattern {
+    /// Whether the pattern spells out one host.
+    pub fn is_exact(&self) -> bool {
+        self.0.host_str().is_some_and(|host| !host.contains('*'))
+    }
+
     /// Whether scheme, host and port of `url` fit; path, query and user are not looked at.
     pub fn matches(&self, url: &Url) -> bool {
         let (Some(pattern), Some(host)) = (self.0.host_str(), url.host_str()) else { return false };
@@ -155,6 +160,13 @@ mod tests {
     fn another_text_is_no_pattern(text: &str) {
         assert_eq!(text.parse::<UrlPattern>(), Err(UrlPatternError(text.to_owned())));
         assert!(service_url(text).is_err());
+    }
+
+    #[test]
+    fn a_star_anywhere_is_not_exact() {
+        let exact = |text: &str| text.parse::<UrlPattern>().unwrap().is_exact();
+        assert!(exact("http://minio.spark:9000") && exact("http://127.0.0.1:9000"));
+        assert!(!exact("https://*.example.com") && !exact("https://s3-*.example.com"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod body;
 mod clients;
 mod error;
+mod guard;
 mod page;
 
 use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};

@@ -133,6 +133,8 @@ pub(crate) fn all() -> Vec<Case> {
             later_features_say_so,
             targets_outside_the_kubelet_are_refused,
             secrets_appear_nowhere,
+            a_url_needs_the_policy,
+            a_proxy_is_used,
         }
     );
     anywhere.into_iter().chain(embedded).collect()

@@ -240,3 +240,39 @@ pub(crate) async fn secrets_appear_nowhere(fixture: Fixture) {
     assert!(!seen.is_empty());
     assert!(seen.values().all(|text| !text.contains(MARK) && !text.contains("team")));
 }
+
+pub(crate) async fn a_url_needs_the_policy(mut fixture: Fixture) {
+    fixture.put_certificates().await;
+    let url = fixture.server.url();
+    let pod = fixture.pod("certs").with("endpoint", &url);
+    let status = fixture.refused(&pod, Code::PermissionDenied).await;
+    assert!(status.message().contains("policy.endpointUrls"), "{status:?}");
+    // A wildcard never leads to the node itself, by address or by name.
+    let port = fixture.embedded().address().port();
+    let policy = format!(
+        "policy: {{ endpointUrls: ['http://127.0.0.*:{port}', 'http://local*:{port}'] }}\n"
+    );
+    fixture.reconfigure(&policy).await;
+    fixture.refused(&pod, Code::PermissionDenied).await;
+    let by_name = pod.clone().with("endpoint", &format!("http://localhost:{port}"));
+    fixture.refused(&by_name, Code::Unavailable).await;
+    assert_eq!(fixture.embedded().requests().total(), 0);
+    // What the policy spells out is allowed.
+    fixture.reconfigure(&format!("policy: {{ endpointUrls: ['{url}'] }}\n")).await;
+    fixture.publish(&pod).await;
+}
+
+pub(crate) async fn a_proxy_is_used(mut fixture: Fixture) {
+    fixture.put_certificates().await;
+    // The embedded server plays the proxy: the endpoint's own name leads nowhere.
+    let proxy = fixture.server.url();
+    let config = Fixture::config(&fixture.server, "").replace(&proxy, "http://s3.invalid:9000");
+    fixture.home.configure(&config);
+    fixture.home.set_env(&[("HTTP_PROXY", &proxy), ("NO_PROXY", "elsewhere.invalid")]);
+    fixture.restart().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    // NO_PROXY wins.
+    fixture.home.set_env(&[("HTTP_PROXY", &proxy), ("NO_PROXY", ".invalid")]);
+    fixture.restart().await;
+    fixture.refused(&fixture.pod("certs"), Code::Unavailable).await;
+}

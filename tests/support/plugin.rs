@@ -24,13 +24,14 @@ const READY: Duration = Duration::from_secs(20);
 pub(crate) struct Home {
     directory: TempDir,
     program: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Home {
     /// Makes the directories. `program` is the `s3view-node` to run.
     pub(crate) fn new(program: impl Into<PathBuf>, config: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("s3view-").tempdir().expect("a directory");
-        let home = Self { directory, program: program.into() };
+        let home = Self { directory, program: program.into(), env: Vec::new() };
         for name in ["kubelet", "state", "disk", "plugin"] {
             std::fs::create_dir(home.path().join(name)).expect("an empty directory");
         }
@@ -44,6 +45,11 @@ impl Home {
         let text = format!("kubeletDir: {}\n{config}", kubelet.display())
             .replace("DISK", self.path().join("disk").to_str().expect("a plain path"));
         std::fs::write(self.path().join("config.yaml"), text).expect("a writable directory");
+    }
+
+    /// Sets the environment of later starts.
+    pub(crate) fn set_env(&mut self, env: &[(&str, &str)]) {
+        self.env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     }
 
     /// The directory of all directories.
@@ -82,6 +88,7 @@ impl Home {
             .arg(self.state_dir())
             .arg("--config")
             .arg(self.path().join("config.yaml"))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stderr(log.expect("a writable directory"));
         command

@@ -26,9 +26,12 @@ use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::S3Source;
+use super::{
+    S3Source,
+    guard::{Guarded, names_forbidden_address},
+};
 use crate::{
-    config::{Config, EndpointConfig, Timeouts},
+    config::{Config, EndpointConfig, Timeouts, UrlPattern},
     failure::FailureKind,
     object::EndpointId,
     problems::Problems,
@@ -58,6 +61,8 @@ pub struct S3Access<'a> {
 pub struct S3Clients {
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     default_endpoint: Option<String>,
+    /// The hosts that the policy names without a wildcard.
+    spelled_out: Vec<UrlPattern>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
@@ -67,6 +72,17 @@ impl fmt::Debug for S3Clients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("S3Clients").field("endpoints", &self.endpoints).finish_non_exhaustive()
     }
+}
+
+/// How connections to an endpoint are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// Named in the configuration: through the environment's proxy, if there is one.
+    Configured,
+    /// A URL that the policy spells out: no proxy.
+    Direct,
+    /// A URL that a wildcard allows: no proxy, and only to addresses that a pod may name.
+    Guarded,
 }
 
 /// An SDK client with what it was made for.
@@ -124,15 +140,19 @@ impl S3Clients {
         let mut problems = Problems::default();
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in &config.endpoints {
-            match read_bundle(endpoint).and_then(|pem| Endpoint::new(endpoint.clone(), pem)) {
+            match read_bundle(endpoint)
+                .and_then(|pem| Endpoint::new(endpoint.clone(), pem, Route::Configured))
+            {
                 Ok(endpoint) => drop(endpoints.insert(name.clone(), Arc::new(endpoint))),
                 Err(text) => problems.add(format!("endpoints.{name}.caBundle"), text),
             }
         }
+        let policy = &config.policy.endpoint_urls;
         let default_endpoint = config.default_endpoint_name().map(str::to_owned);
         problems.into_result(Self {
             endpoints,
             default_endpoint,
+            spelled_out: policy.iter().filter(|pattern| pattern.is_exact()).cloned().collect(),
             permits: Arc::new(Semaphore::new(config.fetch.requests)),
             metrics,
             clients: Mutex::new(HashMap::new()),
@@ -178,11 +198,29 @@ impl S3Clients {
         let bundle = access.secrets.ca_bundle.as_ref().map(|pem| pem.as_bytes().to_vec());
         let endpoint = match (configured, bundle) {
             (Some(endpoint), None) => return Ok(Arc::clone(endpoint)),
-            (Some(endpoint), bundle) => Endpoint::new(endpoint.config.clone(), bundle),
-            (None, bundle) => Endpoint::new(unconfigured(access), bundle),
+            (Some(endpoint), bundle) => {
+                Endpoint::new(endpoint.config.clone(), bundle, Route::Configured)
+            }
+            (None, bundle) => Endpoint::new(unconfigured(access), bundle, self.route(access)?),
         };
         let invalid = |text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}"));
         endpoint.map(Arc::new).map_err(invalid)
+    }
+
+    /// How to reach a URL from the attributes; the policy has allowed its host already.
+    fn route(&self, access: &S3Access<'_>) -> Result<Route, SourceError> {
+        let EndpointChoice::Url(url) = access.endpoint else { return Ok(Route::Configured) };
+        if self.spelled_out.iter().any(|pattern| pattern.matches(url)) {
+            return Ok(Route::Direct);
+        }
+        if names_forbidden_address(url) {
+            let text = format!(
+                "endpoint: {url} is an address of the node or of its network; only a pattern \
+                 without '*' in policy.endpointUrls can allow it"
+            );
+            return Err(SourceError::new(FailureKind::Denied, text));
+        }
+        Ok(Route::Guarded)
     }
 
     fn client(
@@ -212,9 +250,13 @@ impl S3Clients {
 }
 
 impl Endpoint {
-    fn new(config: EndpointConfig, ca_bundle: Option<Vec<u8>>) -> Result<Self, String> {
+    fn new(
+        config: EndpointConfig,
+        ca_bundle: Option<Vec<u8>>,
+        route: Route,
+    ) -> Result<Self, String> {
         let id = EndpointId::new(config.url.as_str(), ca_bundle.as_deref());
-        let http = http_client(&config.url, ca_bundle)?;
+        let http = http_client(&config.url, ca_bundle, route)?;
         Ok(Self { id, config, http })
     }
 
@@ -261,9 +303,14 @@ fn read_bundle(endpoint: &EndpointConfig) -> Result<Option<Vec<u8>>, String> {
 
 /// A pool of connections. A plain `http://` endpoint costs no TLS state; a CA bundle replaces the
 /// system's roots, so that a private endpoint is vouched for by its own CA and nobody else.
-fn http_client(url: &Url, ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+fn http_client(
+    url: &Url,
+    ca_bundle: Option<Vec<u8>>,
+    route: Route,
+) -> Result<SharedHttpClient, String> {
     let tls = match (url.scheme(), ca_bundle) {
-        ("http", _) => None,
+        // Only the connector for TLS takes a resolver; it speaks plain HTTP as well.
+        ("http", _) if route != Route::Guarded => None,
         (_, None) => Some(TlsContext::default()),
         (_, Some(pem)) => {
             let store = TrustStore::empty().with_pem_certificate(pem);
@@ -272,14 +319,18 @@ fn http_client(url: &Url, ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient
         }
     };
     Ok(Builder::new().build_with_connector_fn(move |settings, _| {
-        let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
+        let proxy = match route {
+            Route::Configured => ProxyConfig::from_env(),
+            Route::Direct | Route::Guarded => ProxyConfig::disabled(),
+        };
+        let mut connector = Connector::builder().proxy_config(proxy);
         connector.set_connector_settings(settings.cloned());
-        match &tls {
-            None => connector.build_http(),
-            Some(context) => connector
-                .tls_provider(Provider::Rustls(CryptoMode::Ring))
-                .tls_context(context.clone())
-                .build(),
+        let Some(context) = &tls else { return connector.build_http() };
+        let connector =
+            connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone());
+        match route {
+            Route::Guarded => connector.build_with_resolver(Guarded),
+            Route::Configured | Route::Direct => connector.build(),
         }
     }))
 }

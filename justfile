@@ -1,0 +1,36 @@
+# Short names; plain cargo always works without them.
+
+default:
+    @just --list
+
+# Objects of a bucket as files of a pod, without a cluster
+demo:
+    cargo run --release --example demo
+
+# All tests; MinIO's need Go
+test:
+    cargo test
+
+# The integration suite without MinIO
+test-embedded:
+    cargo test --test it embedded
+
+fmt:
+    cargo fmt
+
+fmt-check:
+    cargo fmt --check
+
+clippy:
+    cargo clippy --all-targets -- -D warnings
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# Licences, sources and advisories of all dependencies
+deny:
+    cargo deny check
+
+# What a change must pass
+ci:
+    .ci/run

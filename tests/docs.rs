@@ -1,0 +1,216 @@
+//! The documents, held to the code: proofs that exist, links that lead somewhere, examples that
+//! parse, commands that CI runs.
+//!
+//! The notation of docs/SEMANTICS.md: a list item is a promise, and inline code with `::` in it is
+//! the name of a test. `it::views::x` is the function `x` in tests/it/views.rs, and
+//! `listing::tests::x` the one in src/listing/tests.rs or in `mod tests` of src/listing.rs.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "all of this file is a test")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::SystemTime,
+};
+
+use s3view::{
+    config::Config,
+    volume::{SpecContext, VolumeSpec},
+};
+
+#[test]
+fn every_named_test_exists() {
+    let text = read("docs/SEMANTICS.md");
+    let names: Vec<_> = inline_code(&text).filter(|code| code.contains("::")).collect();
+    assert!(names.len() > 50, "the notation changed");
+    let missing: Vec<_> = names
+        .into_iter()
+        .filter(|name| !name.ends_with("...")) // the form of a name, not one
+        .filter(|name| !test_exists(name))
+        .collect();
+    assert!(missing.is_empty(), "docs/SEMANTICS.md names tests that do not exist: {missing:#?}");
+}
+
+#[test]
+fn every_promise_names_a_test_or_says_that_it_has_none() {
+    let text = read("docs/SEMANTICS.md");
+    let promises = list_items(&text);
+    assert!(promises.len() > 50, "the notation changed");
+    for promise in promises {
+        let proved = inline_code(&promise).any(|code| code.contains("::"));
+        assert_ne!(proved, promise.contains("*Untested"), "{promise}");
+    }
+}
+
+#[test]
+fn no_link_is_dead() {
+    for document in documents() {
+        for link in links(&document) {
+            assert!(leads_somewhere(&document, &link), "{} links to {link}", document.display());
+        }
+    }
+}
+
+#[test]
+fn documents_are_ascii() {
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let line = text.lines().position(|line| !line.is_ascii());
+        assert_eq!(line, None, "{}: the line (from 0) is not ASCII", document.display());
+    }
+}
+
+#[test]
+fn the_inline_volume_is_a_good_one() {
+    let volume: serde_json::Value =
+        serde_saphyr::from_str(&block("README.md", "volumeAttributes:")).unwrap();
+    let attributes = &volume["volumes"][0]["csi"]["volumeAttributes"];
+    let attributes: BTreeMap<String, String> = serde_json::from_value(attributes.clone()).unwrap();
+    let context = SpecContext {
+        config: &Config::default(),
+        namespace: None,
+        mount_group: None,
+        now: SystemTime::now(),
+    };
+    VolumeSpec::parse(&attributes, &context).unwrap();
+}
+
+#[test]
+fn the_configuration_is_a_good_one() {
+    let config = Config::parse(&block("README.md", "endpoints:")).unwrap();
+    assert_ne!(config, Config::default());
+}
+
+#[test]
+fn the_flags_are_those_of_the_program() {
+    let program = env!("CARGO_BIN_EXE_s3view-node");
+    let help = Command::new(program).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let command = block("README.md", "s3view-node --endpoint");
+    let readme = read("README.md");
+    let flags = |text: &'_ str| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        words.filter(|word| word.starts_with("--")).map(str::to_owned).collect()
+    };
+    for flag in flags(&command).iter().filter(|flag| *flag != "--release") {
+        assert!(help.contains(flag), "README.md gives {flag}, which {program} does not know");
+    }
+    for flag in flags(&help).iter().filter(|flag| !["--help", "--version"].contains(&&***flag)) {
+        assert!(readme.contains(flag), "README.md does not tell of {flag}");
+    }
+}
+
+#[test]
+fn ci_runs_the_commands_of_the_readme() {
+    let ci = read(".ci/run");
+    let readme = read("README.md");
+    let commands: Vec<_> = readme
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|line| line.starts_with("cargo run") || line.starts_with("cargo test"))
+        .collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    for command in commands {
+        assert!(ci.contains(command), ".ci/run does not run {command:?}");
+        if let Some((_, example)) = command.split_once("--example ") {
+            assert!(root().join(format!("examples/{example}.rs")).exists(), "{example} is gone");
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// README, changelog, and everything below docs/.
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut directories = vec![root().join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// What stands between single backticks.
+fn inline_code(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The items of all `-` lists, with their continuation lines.
+fn list_items(text: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        if line.starts_with("- ") {
+            items.push(line.to_owned());
+            inside = true;
+        } else if let (true, Some(item)) = (line.starts_with("  ") && inside, items.last_mut()) {
+            item.push_str(line);
+        } else {
+            inside = false;
+        }
+    }
+    items
+}
+
+fn test_exists(name: &str) -> bool {
+    let Some((module, function)) = name.rsplit_once("::") else { return false };
+    let file = module.replace("::", "/");
+    let mut places = vec![(format!("tests/{file}.rs"), ""), (format!("src/{file}.rs"), "")];
+    if let Some(parent) = file.strip_suffix("/tests") {
+        places.push((format!("src/{parent}.rs"), "mod tests {"));
+    }
+    places.iter().any(|(place, after)| {
+        let text = fs::read_to_string(root().join(place)).unwrap_or_default();
+        let tests = text.find(after).map_or("", |start| &text[start..]);
+        tests.contains(&format!("fn {function}("))
+    })
+}
+
+fn links(document: &Path) -> Vec<String> {
+    let text = fs::read_to_string(document).unwrap();
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://")).map(str::to_owned).collect()
+}
+
+fn leads_somewhere(document: &Path, link: &str) -> bool {
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let target = match file {
+        "" => document.to_owned(),
+        _ => document.parent().unwrap().join(file),
+    };
+    target.exists() && (anchor.is_empty() || anchors(&target).contains(&anchor.to_owned()))
+}
+
+/// What a heading is called in a link.
+fn anchors(document: &Path) -> Vec<String> {
+    let text = fs::read_to_string(document).unwrap();
+    let headings = text.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings
+        .map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>())
+        .map(|heading| heading.replace(' ', "-"))
+        .collect()
+}
+
+/// The fenced block of a document that contains `mark`.
+fn block(document: &str, mark: &str) -> String {
+    let text = read(document);
+    let blocks = text.split("\n```").skip(1).step_by(2);
+    let found = blocks.filter_map(|block| block.split_once('\n')).find(|(_, it)| it.contains(mark));
+    found.unwrap_or_else(|| panic!("{document} has no block with {mark:?}")).1.to_owned()
+}
