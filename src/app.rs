@@ -87,6 +87,9 @@ impl NodeApp {
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self { options, socket, telemetry, metrics } = self;
         let NodeOptions { node_id, state_dir, config, socket: path } = options;
+        for key in config.without_effect() {
+            tracing::warn!(key, "this part of the configuration has no effect in this release");
+        }
         let (ready, tasks) = (Ready::default(), Tasks::default());
         if let Some(listener) = telemetry {
             let (metrics, health) = (Arc::clone(&metrics), ready.probe());

@@ -11,8 +11,6 @@ use std::fmt;
 pub enum FailureKind {
     /// The request is wrong and will stay wrong: a field is missing, malformed or contradictory.
     Invalid,
-    /// The request is well formed, but asks for something this build does not do.
-    Unsupported,
     /// The bucket, key, volume or path does not exist.
     NotFound,
     /// The identity is known and lacks the right.
@@ -43,9 +41,8 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind, for sweeps over the boundary tables.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::Invalid,
-        Self::Unsupported,
         Self::NotFound,
         Self::Denied,
         Self::Unauthenticated,
@@ -65,7 +62,6 @@ impl FailureKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
-            Self::Unsupported => "unsupported",
             Self::NotFound => "not_found",
             Self::Denied => "denied",
             Self::Unauthenticated => "unauthenticated",

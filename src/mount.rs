@@ -27,7 +27,7 @@ mod tmpfs;
 
 pub use bind::bind_read_only;
 pub use error::MountError;
-pub use machine::{boot_id, memory_limit, raise_descriptor_limit};
+pub use machine::{memory_limit, raise_descriptor_limit};
 pub use point::{is_mount_point, unmount_all};
 pub use table::check_propagation;
 pub use target::{KubeletDir, Target, TargetPath};

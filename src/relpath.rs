@@ -167,6 +167,14 @@ mod tests {
     }
 
     #[test]
+    fn a_path_of_2048_bytes_is_the_longest() {
+        let long = vec!["x".repeat(127); 16].join("/");
+        assert_eq!(long.len(), 2047);
+        assert!(RelPath::parse(&format!("{long}y")).is_ok());
+        assert_eq!(RelPath::parse(&format!("{long}yz")), Err(PathProblem::LongPath));
+    }
+
+    #[test]
     fn a_directory_is_one_run_in_the_order() {
         let mut paths: Vec<_> =
             ["a-b", "a/x", "a", "a.b", "a/b/c"].map(|p| RelPath::parse(p).unwrap()).to_vec();

@@ -247,10 +247,16 @@ impl Store {
 
     /// A lease on the blob, if it is here and `principal` was allowed to read it.
     pub fn lookup(&self, principal: Principal, version: &ObjectVersion) -> Option<Lease> {
+        let lease = self.lease(principal, version);
+        let gauges = &self.0.gauges;
+        if lease.is_some() { &gauges.hits } else { &gauges.misses }.inc();
+        lease
+    }
+
+    /// As [`Store::lookup`], for those who have looked before: it is not counted again.
+    pub fn lease(&self, principal: Principal, version: &ObjectVersion) -> Option<Lease> {
         let id = BlobId::of(version);
         let leased = self.0.index.lock().pin_for(&id, principal);
-        let counter = if leased { &self.0.gauges.hits } else { &self.0.gauges.misses };
-        counter.inc();
         leased.then(|| Lease { store: self.clone(), id })
     }
 

@@ -14,7 +14,6 @@ use crate::failure::{FailureKind, full_message};
 pub(super) fn code(kind: FailureKind) -> Code {
     match kind {
         FailureKind::Invalid => Code::InvalidArgument,
-        FailureKind::Unsupported => Code::Unimplemented,
         FailureKind::NotFound => Code::NotFound,
         FailureKind::Denied => Code::PermissionDenied,
         FailureKind::Unauthenticated => Code::Unauthenticated,

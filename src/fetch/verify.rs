@@ -1,7 +1,7 @@
 //! Telling whether bytes are the object's: its ETag where that is an MD5, its checksum where the
 //! service keeps one, and our own CRC-64 over everything, which names the blob.
 //!
-//! CRCs of parts combine, so parts may arrive in any order. MD5 and SHA-256 do not: [`Ordered`]
+//! CRCs of parts combine, so parts may arrive in any order. MD5 and SHA-256 do not: [`Expected`]
 //! reads the file behind the parts, in order, while later ones are still under way.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::mpsc::Receiver};

@@ -8,14 +8,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::error::{Failed, MountError};
 use super::table::{self, Entry};
 
-/// The id of this boot. Mounts do not outlive it, so state that names them carries it.
-///
-/// # Errors
-/// `System` if /proc is not there.
-pub fn boot_id() -> Result<String, MountError> {
-    Ok(read("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
 /// The memory that this process's control groups allow, in bytes: the smallest limit from its own
 /// group up to the topmost one that is visible. Pages of a tmpfs count against it.
 ///
@@ -97,11 +89,6 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
-
-    #[test]
-    fn a_boot_has_an_id() {
-        assert_eq!(boot_id().unwrap().len(), 36);
-    }
 
     #[test_case("Filename\tType\tSize\tUsed\tPriority\n", false)]
     #[test_case("Filename\tType\n/dev/zram0 partition 1 0 5\n", true)]

@@ -94,6 +94,7 @@ pub(crate) fn all() -> Vec<Case> {
             a_hundred_publishes_fetch_each_object_once,
             another_principal_fetches_for_itself,
             a_wrong_secret_gets_nothing_from_the_cache,
+            a_customer_key_is_needed_and_never_shared,
             another_owner_costs_no_request,
             the_user_agent_names_the_pod,
             a_long_listing_is_paged,
@@ -119,6 +120,8 @@ pub(crate) fn all() -> Vec<Case> {
             a_kill_while_fetching_is_cleaned_up,
             a_reboot_is_survived,
             a_mount_without_record_is_adopted,
+            a_lost_mount_is_made_again,
+            a_foreign_mount_gives_way,
             sigterm_leaves_the_mounts,
             republish_is_ok_whatever_else_is_wrong,
         }

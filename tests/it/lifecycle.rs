@@ -202,6 +202,30 @@ pub(crate) async fn a_mount_without_record_is_adopted(mut fixture: Fixture) {
     fixture.assert_nothing_left();
 }
 
+pub(crate) async fn a_lost_mount_is_made_again(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs");
+    let target = fixture.publish(&pod).await;
+    umount2(&target, MntFlags::MNT_DETACH).unwrap();
+    fixture.embedded().reset_requests();
+    fixture.publish(&pod).await;
+    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+    assert_eq!(fixture.embedded().requests().total(), 0, "the files were still here");
+}
+
+pub(crate) async fn a_foreign_mount_gives_way(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs");
+    let target = fixture.kubelet.target(&pod);
+    std::fs::create_dir_all(&target).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("none"), &target, Some("tmpfs"), flags, None::<&str>).unwrap();
+    fixture.publish(&pod).await;
+    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+    fixture.unpublish(&pod).await;
+    fixture.assert_nothing_left();
+}
+
 pub(crate) async fn sigterm_leaves_the_mounts(mut fixture: Fixture) {
     fixture.put_certificates().await;
     let pod = fixture.pod("certs");

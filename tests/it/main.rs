@@ -66,6 +66,7 @@ fn on_minio(cases: &[Case], ids: namespace::Ids, arguments: &Arguments) -> Vec<T
     let wanted = |case: &Case| {
         let name = name(case);
         arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+            && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
     };
     if arguments.list || !cases.iter().any(wanted) {
         return Vec::new();

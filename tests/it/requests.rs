@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
 use tonic::Code;
 
@@ -70,6 +71,28 @@ pub(crate) async fn a_wrong_secret_gets_nothing_from_the_cache(fixture: Fixture)
     fixture.publish(&fixture.pod("certs")).await;
     let pod = fixture.pod("certs").with_secrets(&[("accesskey", "minio"), ("secretkey", "guess")]);
     fixture.refused(&pod, Code::Unauthenticated).await;
+}
+
+pub(crate) async fn a_customer_key_is_needed_and_never_shared(mut fixture: Fixture) {
+    fixture.reconfigure("fetch: { partSize: 64Ki }\n").await;
+    let (key, other) = ([7; 32], [8; 32]);
+    let encrypted = PutOptions { customer_key: Some(key), ..PutOptions::default() };
+    fixture.embedded().put_with(&fixture.bucket, "sse/small", "small", &encrypted);
+    fixture.embedded().put_with(&fixture.bucket, "sse/large", vec![1; 200_000], &encrypted);
+    let pod = |key: Option<[u8; 32]>| {
+        let mut pod = fixture.pod("sse");
+        if let Some(key) = key {
+            pod.secrets.insert("sseCustomerKey".to_owned(), STANDARD.encode(key));
+        }
+        pod
+    };
+    let target = fixture.publish(&pod(Some(key))).await;
+    assert_eq!(std::fs::read(target.join("small")).unwrap(), b"small");
+    assert_eq!(std::fs::read(target.join("large")).unwrap().len(), 200_000);
+    // The same credential with another key, or none, gets nothing from the store.
+    fixture.refused(&pod(Some(other)), Code::PermissionDenied).await;
+    let status = fixture.refused(&pod(None), Code::InvalidArgument).await;
+    assert!(status.message().contains("sseCustomerKey"), "{status:?}");
 }
 
 pub(crate) async fn another_owner_costs_no_request(fixture: Fixture) {

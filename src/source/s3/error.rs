@@ -76,12 +76,11 @@ const CODES: &[(&[&str], FailureKind, &str)] = &[
         FailureKind::Unavailable,
         "the endpoint is busy or not ready; it will be tried again",
     ),
-    (
-        &["UserKeyMustBeSpecified", "InvalidEncryptionAlgorithmError"],
-        FailureKind::Invalid,
-        "the object is encrypted with a customer key; set sseCustomerKey in the Secret",
-    ),
+    (&["UserKeyMustBeSpecified"], FailureKind::Invalid, CUSTOMER_KEY),
 ];
+
+const CUSTOMER_KEY: &str =
+    "the object is encrypted with a customer key; set sseCustomerKey in the Secret";
 
 /// Codes by which an endpoint says that the request went to the wrong region.
 const WRONG_REGION: &[&str] = &[
@@ -113,7 +112,10 @@ where
             wrong_region(region.as_deref(), error, what),
         );
     }
-    let Meaning { kind, remedy } = meaning(status, code);
+    let Meaning { kind, mut remedy } = meaning(status, code);
+    if code == "InvalidRequest" && speaks_of_encryption(error.message()) {
+        remedy = CUSTOMER_KEY;
+    }
     let said = match (code, error.message()) {
         ("", _) => format!("status {status}"),
         (code, None | Some("")) => code.to_owned(),
@@ -138,6 +140,12 @@ fn meaning(status: u16, code: &str) -> Meaning {
         _ => (FailureKind::Invalid, "check endpoint, region and addressing style"),
     };
     Meaning { kind, remedy }
+}
+
+/// S3 has no code of its own for a missing customer key, only words.
+fn speaks_of_encryption(message: Option<&str>) -> bool {
+    let words = ["SSE", "Server Side Encryption"];
+    message.is_some_and(|message| words.iter().any(|word| message.contains(word)))
 }
 
 fn wrong_region<E: ProvideErrorMetadata>(
