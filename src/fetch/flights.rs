@@ -73,7 +73,7 @@ struct Waiting<T: Clone> {
 }
 
 /// A burst (executors that start together) is over when nobody has joined for this long.
-const QUIET: Duration = Duration::from_millis(3);
+const QUIET: Duration = Duration::from_millis(5);
 
 /// How long a burst may go on before its work begins all the same.
 const BURST: Duration = Duration::from_millis(60);

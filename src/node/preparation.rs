@@ -158,13 +158,26 @@ impl Preparation {
     }
 
     async fn prepare(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
-        let (registry, entry) = (context.registry.clone(), plan.entry.clone());
-        blocking(move || registry.write(&entry)).await?;
-        let Gathered { listing, leases, reservation } =
-            self.unless_ended(context, self.gather(context, plan)).await?;
-        let (farm, shown) = (plan.farm.clone(), Arc::clone(&listing));
-        blocking(move || farm.create(&shown, &leases)).await?;
-        drop(reservation);
+        let recorded = {
+            let (registry, entry) = (context.registry.clone(), plan.entry.clone());
+            blocking(move || registry.write(&entry))
+        };
+        // A listing leaves nothing on the node, so it need not wait for the record.
+        let (recorded, listing) = futures::join!(recorded, self.list(context, plan));
+        recorded?;
+        let mut listing = listing?;
+        let mut attempt = 0;
+        let listing = loop {
+            match self.bring_and_show(context, plan, &listing).await {
+                Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
+                    attempt += 1;
+                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
+                    sleep(Duration::from_millis(50 << attempt)).await;
+                    listing = self.list(context, plan).await?;
+                }
+                shown => break shown.map(|()| listing)?,
+            }
+        };
         context.metrics.skipped_keys.inc_by(listing.skipped().count());
         if listing.skipped().count() > 0 {
             tracing::warn!(
@@ -177,50 +190,40 @@ impl Preparation {
         Ok(Prepared { entry, source: plan.source.clone() })
     }
 
-    /// One listing with all its content; lists again, a bounded number of times, when an object
-    /// changed meanwhile.
-    async fn gather(&self, context: &Context, plan: &Plan) -> Result<Gathered, NodeError> {
-        let mut attempt = 0;
-        loop {
-            match self.gather_once(context, plan).await {
-                Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
-                    attempt += 1;
-                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
-                    sleep(Duration::from_millis(50 << attempt)).await;
-                }
-                outcome => return outcome,
-            }
-        }
+    async fn list(&self, context: &Context, plan: &Plan) -> Result<Arc<Listing>, NodeError> {
+        let resolve = context.fetcher.resolve(&plan.source, &plan.spec);
+        let listing = self.unless_ended(context, async { Ok(resolve.await?) }).await?;
+        check_size(&listing, &plan.spec)?;
+        Ok(listing)
     }
 
-    /// Lists, sets room aside, and fetches what is missing.
-    async fn gather_once(&self, context: &Context, plan: &Plan) -> Result<Gathered, NodeError> {
-        let listing = context.fetcher.resolve(&plan.source, &plan.spec).await?;
-        check_size(&listing, &plan.spec)?;
+    /// Makes one listing the volume's revision: sets room aside, fetches what is missing, links.
+    async fn bring_and_show(
+        &self,
+        context: &Context,
+        plan: &Plan,
+        listing: &Arc<Listing>,
+    ) -> Result<(), NodeError> {
         let order = Order {
             source: plan.source.clone(),
             store: plan.store.clone(),
             variant: LinkFarm::variant(&plan.spec.ownership),
             progress: Arc::clone(&self.progress),
         };
+        // What is all here already is shown in the same visit to the blocking threads.
         let admitted = {
-            let (order, listing) = (order.clone(), Arc::clone(&listing));
-            blocking(move || admit(&order, &listing)).await?
+            let (order, farm, listing) = (order.clone(), plan.farm.clone(), Arc::clone(listing));
+            blocking(move || admit(&order, &listing)?.show_if_complete(&farm, &listing)).await?
         };
-        let Admitted { mut leases, missing, reservation } = admitted;
-        if !missing.is_empty() {
-            leases.extend(context.fetcher.fetch(&order, missing, &reservation).await?);
-        }
-        Ok(Gathered { listing, leases, reservation })
+        let Some(Admitted { mut leases, missing, reservation }) = admitted else { return Ok(()) };
+        let fetch = async { Ok(context.fetcher.fetch(&order, missing, &reservation).await?) };
+        leases.extend(self.unless_ended(context, fetch).await?);
+        let (farm, listing) = (plan.farm.clone(), Arc::clone(listing));
+        blocking(move || farm.create(&listing, &leases)).await?;
+        // Held until here: other variants of blobs are copied only as they are linked.
+        drop(reservation);
+        Ok(())
     }
-}
-
-/// A listing whose content is all here and pinned.
-struct Gathered {
-    listing: Arc<Listing>,
-    leases: Leases,
-    /// Held until everything is linked: other variants of blobs are copied only then.
-    reservation: Arc<Reservation>,
 }
 
 /// What a listing finds in the store.
@@ -228,6 +231,21 @@ struct Admitted {
     leases: Leases,
     missing: Vec<Object>,
     reservation: Arc<Reservation>,
+}
+
+impl Admitted {
+    /// Shows the listing if nothing is missing; gives itself back otherwise.
+    fn show_if_complete(
+        self,
+        farm: &LinkFarm,
+        listing: &Listing,
+    ) -> Result<Option<Self>, NodeError> {
+        if self.missing.is_empty() {
+            farm.create(listing, &self.leases)?;
+            return Ok(None);
+        }
+        Ok(Some(self))
+    }
 }
 
 /// Pins what is here and sets room aside for the rest, before anything is fetched.

@@ -251,6 +251,11 @@ impl Node {
     /// that reads it goes on; any other is taken away, since the kubelet wants this volume there
     /// and would never ask to unpublish a target whose publish failed.
     async fn settle_unknown_mount(&self, place: &Place) -> Result<(), NodeError> {
+        // The kubelet does not make the target, so as a rule there is nothing: two system calls on
+        // its own directory, which no file system of ours answers, tell that.
+        if self.0.kubelet.existing_target(&place.target)?.is_none() {
+            return Ok(());
+        }
         let (node, place) = (self.clone(), place.clone());
         blocking(move || {
             let Some(target) = node.0.kubelet.existing_target(&place.target)? else {

@@ -160,9 +160,11 @@ pub(super) fn temporary_copy(
     copy().map_err(store.io("copy a blob"))
 }
 
-/// Owner first: changing it would clear bits of the mode.
+/// Owner first: changing it would clear bits of the mode. A new file is root's already.
 fn dress(file: &File, variant: Variant, modified: SystemTime) -> io::Result<()> {
-    fchown(file, Some(variant.uid), Some(variant.gid))?;
+    if (variant.uid, variant.gid) != (0, 0) {
+        fchown(file, Some(variant.uid), Some(variant.gid))?;
+    }
     file.set_permissions(Permissions::from_mode(u32::from(variant.mode)))?;
     file.set_times(FileTimes::new().set_modified(modified).set_accessed(modified))
 }

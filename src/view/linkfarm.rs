@@ -224,8 +224,11 @@ impl LinkFarm {
 
     fn own(&self, directory: &OwnedFd, path: &Path) -> Result<(), ViewError> {
         let Ownership { uid, gid, dir_mode, .. } = self.ownership;
-        fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .map_err(|errno| failed("set the owner of", path, errno))?;
+        // What we make is root's already.
+        if (uid, gid) != (0, 0) {
+            fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| failed("set the owner of", path, errno))?;
+        }
         fchmod(directory, Permissions::from_bits_truncate(u32::from(dir_mode.bits())))
             .map_err(|errno| failed("set the mode of", path, errno))
     }
