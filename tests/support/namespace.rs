@@ -23,7 +23,7 @@ pub(crate) fn enter() -> Result<Ids, ExitCode> {
     if nix::unistd::geteuid().is_root() {
         return Ok(if maps_many_ids() { Ids::All } else { Ids::RootOnly });
     }
-    if std::env::var_os(AGAIN).is_some() {
+    if is_second_run() {
         eprintln!("the user namespace gave no rights; run this as root");
         return Err(ExitCode::FAILURE);
     }
@@ -40,6 +40,11 @@ pub(crate) fn enter() -> Result<Ids, ExitCode> {
     }
     eprintln!("this needs root, or user namespaces (unshare --user --mount failed)");
     Err(ExitCode::FAILURE)
+}
+
+/// Whether this process is in the namespace already.
+pub(crate) fn is_second_run() -> bool {
+    std::env::var_os(AGAIN).is_some()
 }
 
 fn unshare(ids: &[&str]) -> Command {

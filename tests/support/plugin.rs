@@ -96,19 +96,27 @@ impl Home {
 
     /// Starts the plugin and waits until it is ready.
     pub(crate) async fn start(&self) -> Plugin {
-        let child = self.command().spawn().expect("s3view-node can be started");
+        self.try_start().await.unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    /// Likewise, or tells why it is not ready.
+    pub(crate) async fn try_start(&self) -> Result<Plugin, String> {
+        let child = self.command().spawn();
+        let child = child.map_err(|error| format!("s3view-node cannot be started: {error}"))?;
         let mut plugin = Plugin { child };
         let began = Instant::now();
         loop {
             if let Some(kubelet) = Kubelet::try_connect(self).await
                 && kubelet.is_ready().await
             {
-                return plugin;
+                return Ok(plugin);
             }
             if let Some(status) = plugin.child.try_wait().expect("our own child") {
-                panic!("s3view-node ended with {status}:\n{}", self.log());
+                return Err(format!("s3view-node ended with {status}:\n{}", self.log()));
             }
-            assert!(began.elapsed() < READY, "s3view-node is not ready:\n{}", self.log());
+            if began.elapsed() > READY {
+                return Err(format!("s3view-node is not ready:\n{}", self.log()));
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
