@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -114,33 +114,39 @@ impl NodeApp {
         let node = slot.get_or_init(|| node);
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
-        let outcome = tokio::select! {
-            outcome = &mut serving => outcome,
-            () = stop.cancelled() => finish(&mut serving, node).await,
-        };
+        tokio::select! {
+            outcome = &mut serving => return Ok(outcome?),
+            () = stop.cancelled() => {}
+        }
         ready.set(false);
-        node.drain().await;
-        tasks.drain().await;
+        let finishing = finish(&mut serving, node, &tasks);
+        let outcome = timeout(GRACE, finishing).await.unwrap_or_else(|_| {
+            tracing::warn!("something was still running when time was up");
+            Ok(())
+        });
         tracing::info!("stopped; mounts stay");
         Ok(outcome?)
     }
 }
 
 /// Lets calls finish for half the grace, then ends background work, so that calls that wait for it
-/// answer, and lets them finish for the other half.
+/// answer.
 async fn finish(
     mut serving: impl Future<Output = Result<(), ServeError>> + Unpin,
     node: &Node,
+    tasks: &Tasks,
 ) -> Result<(), ServeError> {
     tracing::info!("stopping: no new calls, finishing what runs");
-    if let Ok(outcome) = tokio::time::timeout(GRACE / 2, &mut serving).await {
-        return outcome;
-    }
+    let outcome = match timeout(GRACE / 2, &mut serving).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            node.drain().await;
+            serving.await
+        }
+    };
     node.drain().await;
-    tokio::time::timeout(GRACE / 2, serving).await.unwrap_or_else(|_| {
-        tracing::warn!("calls were still running when time was up");
-        Ok(())
-    })
+    tasks.drain().await;
+    outcome
 }
 
 /// Why the plugin cannot be built.

@@ -135,7 +135,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without any progress.
     pub stall: Duration,
-    /// From the first attempt to the last byte.
+    /// From the first to the last byte of one response.
     pub total: Duration,
 }
 

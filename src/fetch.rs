@@ -53,6 +53,9 @@ pub enum FetchError {
     /// The bytes are not those of the object version.
     #[error("{0}")]
     Corrupt(Arc<str>),
+    /// A defect of ours ended the task; its message is in the log.
+    #[error("the fetch ended by a defect of s3view; its log says where")]
+    Panicked,
 }
 
 impl FetchError {
@@ -62,6 +65,7 @@ impl FetchError {
             Self::Source(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Corrupt(_) => FailureKind::Corrupt,
+            Self::Panicked => FailureKind::Internal,
         }
     }
 }
@@ -70,8 +74,10 @@ impl Transient for FetchError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
-            Self::Store(_) => false,
+            // A file of an earlier run turned out to be bad, and is gone now.
+            Self::Store(error) => error.kind() == FailureKind::Corrupt,
             Self::Corrupt(_) => true,
+            Self::Panicked => false,
         }
     }
 }
@@ -233,12 +239,7 @@ impl Fetcher {
                     reservation: Arc::clone(reservation),
                 };
                 let task = spawn_owned(job.run());
-                async move {
-                    match task.await {
-                        Ok(outcome) => outcome.map(Arc::new),
-                        Err(error) => std::panic::resume_unwind(error.into_panic()),
-                    }
-                }
+                async move { task.await.unwrap_or(Err(FetchError::Panicked)).map(Arc::new) }
             })
             .await?;
         order.progress.objects.fetch_add(1, Ordering::Relaxed);
@@ -271,7 +272,11 @@ impl Job {
             return Ok(lease);
         }
         if self.object.version.size > self.engine.0.part_size {
-            return parts::fetch(&self).await;
+            return match parts::fetch(&self).await {
+                // A bad file of an earlier run, which is removed now.
+                Err(FetchError::Store(StoreError::Corrupt(_))) => parts::fetch(&self).await,
+                outcome => outcome,
+            };
         }
         self.order.source.retried(|| self.in_one_piece()).await
     }
@@ -291,10 +296,10 @@ impl Job {
         blocking(move || {
             let crc = Verifier::whole(&chunks, etag_is_md5.then_some(&object.version.etag))
                 .map_err(|problem| corrupt(&object, &problem))?;
-            let fill = order.store.fill(&object.version)?;
+            let fill = order.store.fill(&object.version, reservation)?;
             fill.write_at(0, &chunks)?;
             let content = Content { crc, modified: object.last_modified };
-            Ok(fill.commit(order.source.principal(), order.variant, content, &reservation)?)
+            Ok(fill.commit(order.source.principal(), order.variant, content)?)
         })
         .await
     }

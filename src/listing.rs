@@ -5,17 +5,14 @@
 //! reported. That decision needs the whole set (a key `a` is a file until `a/b` turns up), which is
 //! why no path is handed out earlier.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
-};
+use std::{collections::HashMap, fmt};
 
 use thiserror::Error;
 
 use crate::{
     failure::FailureKind,
     glob::Filter,
-    object::{Bucket, Key, Object},
+    object::{Bucket, Key, Object, ObjectVersion},
     relpath::{PathProblem, RelPath},
 };
 
@@ -62,9 +59,18 @@ pub enum ListingError {
         /// `bucket/key` that came later.
         second: String,
     },
+    /// One key was listed twice, with different content: it changed between two pages.
+    #[error("{bucket}/{key} changed while it was listed")]
+    Changed {
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+    },
     /// More objects than the volume may have.
     #[error(
-        "the sources hold more than {limit} objects; narrow prefix or include, or raise maxObjects"
+        "the sources hold more than {limit} objects, or need more than {limit} directories; narrow \
+         prefix or include, or raise maxObjects"
     )]
     TooMany {
         /// The volume's `maxObjects`.
@@ -77,6 +83,7 @@ impl ListingError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Conflict { .. } => FailureKind::Invalid,
+            Self::Changed { .. } => FailureKind::Stale,
             Self::TooMany { .. } => FailureKind::Exhausted,
         }
     }
@@ -131,12 +138,16 @@ impl fmt::Display for Skipped {
 }
 
 /// Collects the objects of all sources of one volume.
+///
+/// Directories count against `maxObjects` as files do: one key can ask for five hundred of them.
 #[derive(Debug)]
 pub struct ListingBuilder {
     max_objects: u64,
     source: usize,
+    /// What the current source has given.
+    given: usize,
     files: Vec<File>,
-    markers: Vec<Marker>,
+    directories: HashMap<RelPath, Maker>,
     skipped: Skipped,
 }
 
@@ -146,37 +157,31 @@ struct File {
     entry: Entry,
 }
 
+/// The first object that made a path a directory.
 #[derive(Debug)]
-struct Marker {
+struct Maker {
     source: usize,
-    path: RelPath,
-    key: String,
-}
-
-/// Who made a path a directory.
-struct Maker<'a> {
-    source: usize,
-    bucket_key: (&'a str, &'a str),
+    bucket: Bucket,
+    key: Key,
 }
 
 impl ListingBuilder {
-    /// Starts a listing of at most `max_objects` files.
+    /// Starts a listing of at most `max_objects` files, and as many directories.
     pub fn new(max_objects: u64) -> Self {
         Self {
             max_objects,
             source: 0,
+            given: 0,
             files: Vec::new(),
-            markers: Vec::new(),
+            directories: HashMap::new(),
             skipped: Skipped::default(),
         }
     }
 
-    /// Ends one source and starts the next: how many files and directories did it give?
+    /// Ends one source and starts the next: how many files and markers did it give?
     pub fn next_source(&mut self) -> usize {
-        let count = self.files.iter().rev().take_while(|file| file.source == self.source).count()
-            + self.markers.iter().rev().take_while(|marker| marker.source == self.source).count();
         self.source += 1;
-        count
+        std::mem::take(&mut self.given)
     }
 
     /// Adds an object whose key continues with `below` after the source's prefix.
@@ -204,8 +209,10 @@ impl ListingBuilder {
                 if object.version.size > 0 {
                     self.skip(&object, PathProblem::MarkerContent);
                 }
-                let key = object.version.key.as_str().to_owned();
-                self.markers.push(Marker { source: self.source, path, key });
+                self.given += 1;
+                let ancestors = path.ancestors();
+                return self
+                    .add_directories(std::iter::once(path.clone()).chain(ancestors), &object);
             }
             Ok(path) => return self.add_file(path, object),
         }
@@ -220,7 +227,29 @@ impl ListingBuilder {
         if self.files.len() as u64 >= self.max_objects {
             return Err(ListingError::TooMany { limit: self.max_objects });
         }
+        self.given += 1;
+        self.add_directories(path.ancestors(), &object)?;
         self.files.push(File { source: self.source, entry: Entry { path, object } });
+        Ok(())
+    }
+
+    /// Notes directories, the nearest first; above one that is known, all are known.
+    fn add_directories(
+        &mut self,
+        paths: impl Iterator<Item = RelPath>,
+        object: &Object,
+    ) -> Result<(), ListingError> {
+        let ObjectVersion { bucket, key, .. } = &object.version;
+        for path in paths {
+            if self.directories.contains_key(&path) {
+                break;
+            }
+            if self.directories.len() as u64 >= self.max_objects {
+                return Err(ListingError::TooMany { limit: self.max_objects });
+            }
+            let (bucket, key) = (bucket.clone(), key.clone());
+            self.directories.insert(path, Maker { source: self.source, bucket, key });
+        }
         Ok(())
     }
 
@@ -229,9 +258,10 @@ impl ListingBuilder {
         self.skipped.add(&object.version.bucket, object.version.key.as_str(), problem);
     }
 
-    /// Decides what the volume shows.
+    /// Decides what the volume shows. Sorts everything, which takes a while for a million keys.
     ///
     /// # Errors
+    /// [`ListingError::Changed`] if a key was listed twice with different content.
     /// [`ListingError::Conflict`] if two keys claim one path: two sources put different keys there,
     /// or one source's file is where another needs a directory. (Within one source, a key that is
     /// also a directory of other keys is skipped: S3 allows that, so it is nobody's mistake.)
@@ -240,64 +270,40 @@ impl ListingBuilder {
         self.files.dedup_by(|b, a| a.source == b.source && a.entry == b.entry);
         if let Some([a, b]) = self.files.array_windows().find(|[a, b]| a.entry.path == b.entry.path)
         {
-            return Err(conflict(&a.entry, bucket_key(&b.entry)));
+            let ObjectVersion { bucket, key, .. } = &b.entry.object.version;
+            if a.source == b.source && a.entry.object.version.key == *key {
+                return Err(ListingError::Changed {
+                    bucket: bucket.to_string(),
+                    key: key.to_string(),
+                });
+            }
+            return Err(conflict(&a.entry, bucket, key));
         }
-        let makers = directory_makers(&self.files, &self.markers);
-        let directories: BTreeSet<RelPath> = makers.keys().cloned().collect();
         let mut skipped = self.skipped;
-        for File { source, entry } in &self.files {
-            match makers.get(&entry.path) {
-                None => {}
-                Some(maker) if maker.source == *source => {
-                    let Object { version, .. } = &entry.object;
-                    skipped.add(&version.bucket, version.key.as_str(), PathProblem::AlsoDirectory);
+        let mut entries = Vec::with_capacity(self.files.len());
+        for File { source, entry } in self.files {
+            match self.directories.get(&entry.path) {
+                None => entries.push(entry),
+                Some(maker) if maker.source == source => {
+                    let ObjectVersion { bucket, key, .. } = &entry.object.version;
+                    skipped.add(bucket, key.as_str(), PathProblem::AlsoDirectory);
                 }
-                Some(maker) => return Err(conflict(entry, maker.bucket_key)),
+                Some(maker) => return Err(conflict(&entry, &maker.bucket, &maker.key)),
             }
         }
-        drop(makers);
-        let mut entries: Vec<_> = self.files.into_iter().map(|file| file.entry).collect();
-        entries.retain(|entry| !directories.contains(&entry.path));
-        Ok(Listing { entries, directories: directories.into_iter().collect(), skipped })
+        let mut directories: Vec<_> = self.directories.into_keys().collect();
+        directories.sort_unstable();
+        Ok(Listing { entries, directories, skipped })
     }
 }
 
-/// Every path that must be a directory, with the first key that makes it one.
-fn directory_makers<'a>(files: &'a [File], markers: &'a [Marker]) -> HashMap<RelPath, Maker<'a>> {
-    let mut directories = HashMap::new();
-    for marker in markers {
-        let bucket_key = ("", marker.key.as_str());
-        for path in std::iter::once(marker.path.clone()).chain(marker.path.ancestors()) {
-            directories.entry(path).or_insert(Maker { source: marker.source, bucket_key });
-        }
-    }
-    for file in files {
-        let bucket_key = bucket_key(&file.entry);
-        for path in file.entry.path.ancestors() {
-            if directories.contains_key(&path) {
-                break;
-            }
-            directories.insert(path, Maker { source: file.source, bucket_key });
-        }
-    }
-    directories
-}
-
-fn bucket_key(entry: &Entry) -> (&str, &str) {
-    (entry.object.version.bucket.as_str(), entry.object.version.key.as_str())
-}
-
-fn conflict(entry: &Entry, (bucket, key): (&str, &str)) -> ListingError {
-    let Object { version, .. } = &entry.object;
+fn conflict(entry: &Entry, bucket: &Bucket, key: &Key) -> ListingError {
+    let ObjectVersion { bucket: first_bucket, key: first_key, .. } = &entry.object.version;
     ListingError::Conflict {
         path: entry.path.to_string(),
-        first: location(version.bucket.as_str(), version.key.as_str()),
-        second: location(bucket, key),
+        first: format!("{first_bucket}/{first_key}"),
+        second: format!("{bucket}/{key}"),
     }
-}
-
-fn location(bucket: &str, key: &str) -> String {
-    if bucket.is_empty() { key.to_owned() } else { format!("{bucket}/{key}") }
 }
 
 /// The name of a single-key source's file when it has no `path`: the key's last segment.

@@ -25,10 +25,8 @@ pub mod table;
 mod target;
 mod tmpfs;
 
-pub use bind::bind_read_only;
 pub use error::MountError;
-pub use machine::{memory_limit, raise_descriptor_limit};
-pub use point::{is_mount_point, unmount_all};
+pub use machine::{forbid_core_dumps, memory_limit, raise_descriptor_limit};
 pub use table::check_propagation;
 pub use target::{KubeletDir, Target, TargetPath};
 pub use tmpfs::{SwapPolicy, Tmpfs, TmpfsOptions, check_swap, mount_or_adopt};

@@ -15,14 +15,20 @@ mod volumes;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::Future,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
-pub use self::{error::NodeError, registry::Summary, start::StartError};
+pub use self::{
+    error::NodeError,
+    registry::Summary,
+    start::{StartError, check},
+};
 use self::{
     registry::{Registry, VolumeKey},
     start::StateLock,
@@ -32,12 +38,13 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     mount::{KubeletDir, TargetPath},
+    problems::Problems,
     source::s3::S3Clients,
     store::{Medium, Stores},
     task::{Tasks, blocking},
     telemetry::metrics::Metrics,
     view::linkfarm::{self, LinkFarm},
-    volume::ViewKind,
+    volume::{ViewKind, VolumeSecrets},
 };
 
 /// A request to publish, as the kubelet sent it.
@@ -57,8 +64,26 @@ pub struct PublishRequest {
     pub deadline: Instant,
 }
 
-/// The secrets of a request on their way to the parser; zeroised by it.
-pub struct VolumeSecretsInput(pub HashMap<String, String>);
+/// The secrets of a request on their way to the parser; zeroised if they never get there.
+pub struct VolumeSecretsInput(HashMap<String, String>);
+
+impl VolumeSecretsInput {
+    /// Takes over a request's map.
+    pub fn new(secrets: HashMap<String, String>) -> Self {
+        Self(secrets)
+    }
+
+    /// Parses them; see [`VolumeSecrets::parse`], which zeroises what it does not keep.
+    fn parse(mut self) -> Result<VolumeSecrets, Problems> {
+        VolumeSecrets::parse(std::mem::take(&mut self.0))
+    }
+}
+
+impl Drop for VolumeSecretsInput {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
+    }
+}
 
 impl std::fmt::Debug for VolumeSecretsInput {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,7 +96,9 @@ impl std::fmt::Debug for VolumeSecretsInput {
 pub struct VolumeStatus {
     /// What it shows.
     pub summary: Summary,
-    /// For people: revision, age, skipped keys.
+    /// Whether the pod cannot read it as it should.
+    pub abnormal: bool,
+    /// For people: what it shows, since when, skipped keys, and what is wrong.
     pub message: String,
 }
 
@@ -107,8 +134,8 @@ impl Context {
         }
     }
 
-    fn directory(&self, medium: Medium, key: &VolumeKey) -> Option<PathBuf> {
-        self.stores.get(medium).map(|store| store.volumes().join(key.as_str()))
+    fn directory(&self, medium: Medium, key: &VolumeKey) -> PathBuf {
+        self.stores.get(medium).volumes().join(key.as_str())
     }
 
     /// Removes a volume's directories, on all media, and then its entry. Blocks.
@@ -128,10 +155,17 @@ impl Context {
     fn own_mount(&self, key: &VolumeKey, target: &Path) -> Option<Medium> {
         let id = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
         let mounted = id(target)?;
-        [Medium::Memory, Medium::Disk].into_iter().find(|medium| {
-            let directory = self.directory(*medium, key);
-            directory.is_some_and(|directory| id(&LinkFarm::root(&directory)) == Some(mounted))
-        })
+        [Medium::Memory, Medium::Disk]
+            .into_iter()
+            .find(|medium| id(&LinkFarm::root(&self.directory(*medium, key))) == Some(mounted))
+    }
+
+    /// Whether something is mounted at the target.
+    fn is_mounted(&self, path: &TargetPath) -> Result<bool, NodeError> {
+        match self.kubelet.existing_target(path)? {
+            Some(target) => Ok(target.is_mounted()?),
+            None => Ok(false),
+        }
     }
 
     fn count_volumes(&self) {
@@ -144,23 +178,42 @@ impl Context {
 }
 
 impl Node {
-    /// What the volume published at `path` shows.
+    /// What the volume published at `path` shows, and how it fares.
     ///
     /// # Errors
     /// [`NodeError::NotPublished`].
-    pub fn status(&self, volume_id: &str, path: &str) -> Result<VolumeStatus, NodeError> {
+    pub async fn status(&self, volume_id: &str, path: &str) -> Result<VolumeStatus, NodeError> {
         let missing =
             || NodeError::NotPublished { volume_id: volume_id.to_owned(), target: path.to_owned() };
         let target = TargetPath::parse(path, &self.0.kubelet).map_err(|_| missing())?;
-        match self.0.volumes.get(&VolumeKey::of(target.as_path())) {
+        let published = match self.0.volumes.get(&VolumeKey::of(target.as_path())) {
             Some(State::Published(published))
                 if published.entry.arguments.volume_id() == volume_id =>
             {
-                let summary = published.entry.summary.clone();
-                Ok(VolumeStatus { message: describe(&summary), summary })
+                published
             }
-            _ => Err(missing()),
-        }
+            _ => return Err(missing()),
+        };
+        let node = self.clone();
+        let mounted = blocking(move || node.0.is_mounted(&target)).await?;
+        let summary = published.entry.summary.clone();
+        let trouble = published.trouble.lock().clone();
+        let trouble = if mounted { trouble } else { Some("it is not mounted any more".into()) };
+        let message = describe(&summary, trouble.as_deref());
+        Ok(VolumeStatus { abnormal: !mounted, message, summary })
+    }
+
+    /// Runs `work` as a task of the node, so that it ends even if the caller goes away.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.0.tasks.spawn(async move {
+            // The caller may be gone; the outcome stands in the node's state.
+            drop(sender.send(work.await));
+        });
+        receiver.await.unwrap_or(Err(NodeError::Panicked))
     }
 
     /// Ends all background work; mounts stay.
@@ -176,8 +229,15 @@ fn remove_files(stores: &Stores, registry: &Registry, key: &VolumeKey) -> Result
     registry.remove(key)
 }
 
-fn describe(summary: &Summary) -> String {
-    let Summary { objects, bytes, skipped, .. } = summary;
-    let separator = if skipped.is_empty() { "" } else { "; " };
-    format!("{objects} objects, {bytes} bytes{separator}{skipped}")
+fn describe(summary: &Summary, trouble: Option<&str>) -> String {
+    let Summary { objects, bytes, skipped, resolved_at, .. } = summary;
+    let resolved = jiff::Timestamp::from_second(i64::try_from(*resolved_at).unwrap_or(0));
+    let as_of = resolved.map_or_else(|_| String::new(), |time| format!(" as of {time}"));
+    let mut parts = match resolved_at {
+        0 => vec!["adopted after its record was lost: its figures are not known".to_owned()],
+        _ => vec![format!("{objects} objects, {bytes} bytes{as_of}")],
+    };
+    parts.extend(Some(skipped.as_str()).filter(|skipped| !skipped.is_empty()).map(str::to_owned));
+    parts.extend(trouble.map(str::to_owned));
+    parts.join("; ")
 }

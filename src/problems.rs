@@ -18,6 +18,9 @@ pub struct Problem {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
+/// From how many problems on unknown names get no hint.
+const MANY: usize = 20;
+
 impl Problems {
     /// Records that `field` is wrong. `text` says why and what is allowed.
     pub fn add(&mut self, field: impl Into<String>, text: impl Into<String>) {
@@ -26,6 +29,10 @@ impl Problems {
 
     /// Records an unknown field, with "did you mean" when a known one is near.
     pub fn add_unknown(&mut self, field: &str, known: &[&str]) {
+        // Looking for the nearest name costs; a thousand typos are none.
+        if self.0.len() >= MANY {
+            return self.add(field, "is not known");
+        }
         self.add(field, unknown_text(field.rsplit('.').next().unwrap_or(field), known));
     }
 

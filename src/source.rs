@@ -53,12 +53,31 @@ impl fmt::Debug for Principal {
 pub struct SourceError {
     kind: FailureKind,
     message: Arc<str>,
+    missing_bucket: bool,
 }
 
 impl SourceError {
     /// Makes an error; `message` names endpoint, bucket, key or prefix, and the remedy.
     pub fn new(kind: FailureKind, message: impl Into<Arc<str>>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), missing_bucket: false }
+    }
+
+    /// The same error, of a request whose bucket does not exist.
+    #[must_use]
+    pub fn of_missing_bucket(self) -> Self {
+        Self { missing_bucket: true, ..self }
+    }
+
+    /// The same error for an object that was listed: gone since then, it has changed, and listing
+    /// again will tell. A bucket that is gone stays gone.
+    #[must_use]
+    pub fn stale_if_gone(self) -> Self {
+        match self.kind {
+            FailureKind::NotFound if !self.missing_bucket => {
+                Self { kind: FailureKind::Stale, ..self }
+            }
+            _ => self,
+        }
     }
 
     /// The kind of this failure.

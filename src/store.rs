@@ -24,28 +24,28 @@ mod index;
 mod lease;
 
 use std::{
-    collections::HashMap,
-    ffi::CString,
-    fmt, io,
-    os::fd::{AsFd, OwnedFd},
+    fmt,
+    fs::File,
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, open},
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, open},
     sys::{
         stat::{Mode as Permissions, fstatat},
         statvfs::statvfs,
     },
-    unistd::{UnlinkatFlags, linkat, unlinkat},
+    unistd::{UnlinkatFlags, unlinkat},
 };
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 use thiserror::Error;
 
-use self::index::Index;
+use self::{blob::BlobName, index::Index};
 pub use self::{
     blob::{BlobId, Variant},
     fill::{Content, Fill},
@@ -90,8 +90,8 @@ pub enum StoreError {
     /// Not enough room, even after eviction.
     #[error(
         "the {} store has no room: {needed} bytes are needed and {available} of {capacity} bytes \
-         are available (the rest is in use by published volumes); raise store.{}.size, or lower \
-         what volumes show",
+         are available (the rest is shown by volumes or reserved by publishes under way); raise \
+         store.{}.size, or lower what volumes show",
         medium.as_str(), medium.as_str()
     )]
     Full {
@@ -128,6 +128,20 @@ pub enum StoreError {
         #[source]
         error: Arc<io::Error>,
     },
+    /// Another process has the store.
+    #[error(
+        "another node plugin uses the {} store at {}; give each a directory of its own",
+        medium.as_str(), root.display()
+    )]
+    Locked {
+        /// The medium.
+        medium: Medium,
+        /// Where it is.
+        root: PathBuf,
+    },
+    /// A blob's file is not there any more; listing and fetching again will help.
+    #[error("a blob disappeared from the store")]
+    Gone,
     /// The content is not what the object version promised.
     #[error("{0}")]
     Corrupt(String),
@@ -139,29 +153,46 @@ impl StoreError {
         match self {
             Self::Full { .. } | Self::Inodes { .. } => FailureKind::Exhausted,
             Self::Io { error, .. } => io_kind(error),
+            Self::Locked { .. } => FailureKind::Precondition,
+            Self::Gone => FailureKind::Stale,
             Self::Corrupt(_) => FailureKind::Corrupt,
         }
     }
 }
 
 /// The kind of an I/O error on our own files.
+///
+/// By `ErrorKind` where there is one: tempfile wraps errors so that nothing but kind and text of
+/// what the system answered remains.
 pub(crate) fn io_kind(error: &io::Error) -> FailureKind {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
             FailureKind::Exhausted
         }
-        Some(Errno::EROFS) => FailureKind::Precondition,
+        io::ErrorKind::ReadOnlyFilesystem => FailureKind::Precondition,
+        _ if error.to_string().contains("Too many open files") => FailureKind::Exhausted,
         _ => FailureKind::Internal,
     }
 }
 
-/// What a revision will need.
+/// A variant of a blob that is not here yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Which blob.
+    pub id: BlobId,
+    /// Whose and with which mode.
+    pub variant: Variant,
+    /// The content's length in bytes.
+    pub size: u64,
+}
+
+/// Room: what is there, or what is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Need {
-    /// Bytes of new blobs, in whole pages.
-    pub bytes: u64,
-    /// New names: blobs, links, directories (each counts as an inode on a tmpfs).
-    pub inodes: u64,
+struct Need {
+    /// In whole pages.
+    bytes: u64,
+    /// Blobs, links, directories: each counts on a tmpfs.
+    inodes: u64,
 }
 
 /// One medium's blobs. Cheap to clone.
@@ -175,6 +206,8 @@ struct Inner {
     capacity: u64,
     index: Mutex<Index>,
     gauges: Gauges,
+    /// One plugin to a store; released by the kernel when the process ends.
+    _lock: Flock<File>,
 }
 
 struct Gauges {
@@ -209,8 +242,17 @@ impl Store {
         let failed = |action| move |error: io::Error| io_error(medium, action, error);
         let root = directory.join(LAYOUT);
         let tmp = root.join("tmp");
-        if tmp.exists() {
-            std::fs::remove_dir_all(&tmp).map_err(failed("remove unfinished blobs"))?;
+        create_private(&root).map_err(failed("create a directory"))?;
+        let lock = File::options().create(true).write(true).open(root.join("lock"));
+        // A read-only medium still shows what it has.
+        let lock = lock.or_else(|_| File::open(root.join("lock")));
+        let lock = lock.map_err(failed("open the lock"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| StoreError::Locked { medium, root: root.clone() })?;
+        if tmp.exists()
+            && let Err(error) = std::fs::remove_dir_all(&tmp)
+        {
+            tracing::warn!(%error, path = %tmp.display(), "failed to remove unfinished blobs");
         }
         for name in ["blobs", "tmp", "volumes"] {
             create_private(&root.join(name)).map_err(failed("create a directory"))?;
@@ -232,7 +274,8 @@ impl Store {
             evictions: metrics.store_evictions.with_label_values(label),
         };
         let index = Mutex::new(index);
-        let store = Self(Arc::new(Inner { medium, root, blobs, capacity, index, gauges }));
+        let store =
+            Self(Arc::new(Inner { medium, root, blobs, capacity, index, gauges, _lock: lock }));
         store.0.show(&store.0.index.lock());
         Ok(store)
     }
@@ -262,40 +305,58 @@ impl Store {
         leased.then(|| Lease { store: self.clone(), id })
     }
 
-    /// Sets room aside, evicting the least recently used blobs that no volume links.
+    /// Sets room aside for blobs, and `names` links and directories beside them, evicting the least
+    /// recently used blobs that no volume links. Room that somebody else has set aside for the same
+    /// blob is shared: of all who wait for it, one fetches it.
     ///
     /// # Errors
     /// [`StoreError::Full`] or [`StoreError::Inodes`] with what is needed and what there is.
     ///
     /// # Blocking
     /// A few system calls; more when it evicts.
-    pub fn reserve(&self, need: Need) -> Result<Reservation, StoreError> {
+    pub fn reserve(&self, wanted: Vec<Wanted>, names: u64) -> Result<Reservation, StoreError> {
         let Inner { medium, capacity, .. } = *self.0;
+        let inodes = names + wanted.len() as u64;
+        let need = |index: &Index| Need { bytes: index.uncovered(&wanted), inodes };
         let mut index = self.0.index.lock();
         let mut room = self.0.room(&index)?;
-        if !room.holds(need) {
-            self.0.evict(&mut index, room.missing(need));
+        if !room.holds(need(&index)) {
+            let (candidates, missing) = (index.candidates(), room.missing(need(&index)));
+            drop(index);
+            let unlinked = self.0.unlinked(candidates, missing);
+            index = self.0.index.lock();
+            self.0.evict(&mut index, unlinked);
             room = self.0.room(&index)?;
         }
-        if room.bytes < need.bytes {
-            let (needed, available) = (need.bytes, room.bytes);
+        let needed = need(&index);
+        if room.bytes < needed.bytes {
+            let (needed, available) = (needed.bytes, room.bytes);
             return Err(StoreError::Full { medium, needed, available, capacity });
         }
-        if room.inodes < need.inodes {
-            let (needed, available) = (need.inodes, room.inodes);
+        if room.inodes < needed.inodes {
+            let (needed, available) = (needed.inodes, room.inodes);
             return Err(StoreError::Inodes { medium, needed, available });
         }
-        index.reserve(need.bytes);
+        index.reserve(&wanted);
         self.0.show(&index);
-        Ok(Reservation { store: self.clone(), bytes: Mutex::new(need.bytes) })
+        Ok(Reservation { store: self.clone(), wanted })
     }
 
-    /// Starts writing the content of `version`.
+    /// Whether the content of `version` is here as that variant, for whomever.
+    pub fn holds(&self, version: &ObjectVersion, variant: Variant) -> bool {
+        self.0.index.lock().holds(&BlobId::of(version), variant)
+    }
+
+    /// Starts receiving the content of `version`, into room that was reserved.
     ///
     /// # Errors
     /// What the file system answers.
-    pub fn fill(&self, version: &ObjectVersion) -> Result<Fill, StoreError> {
-        Fill::begin(self.clone(), version)
+    pub fn fill(
+        &self,
+        version: &ObjectVersion,
+        reservation: Arc<Reservation>,
+    ) -> Result<Fill, StoreError> {
+        Fill::begin(self.clone(), version, reservation)
     }
 
     fn io(&self, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
@@ -318,26 +379,41 @@ impl Inner {
         let counted = self.capacity.saturating_sub(index.used());
         // Some file systems (btrfs) do not count inodes and report none in all.
         let inodes = if space.files() == 0 { u64::MAX } else { space.files_available() };
-        Ok(Need { bytes: counted.min(free.saturating_sub(index.reserved())), inodes })
+        Ok(Need { bytes: counted.min(free.saturating_sub(index.outstanding())), inodes })
     }
 
-    /// Removes unlinked, unpinned variants, least recently used first, until `wanted` is free.
-    fn evict(&self, index: &mut Index, wanted: Need) {
-        let mut freed = Need::default();
-        for name in index.candidates() {
-            if freed.holds(wanted) {
+    /// The first of `candidates` that no volume links, as many as `wanted` takes.
+    ///
+    /// Asks the kernel about each without holding the index: with 100,000 blobs that takes a while.
+    fn unlinked(&self, candidates: Vec<BlobName>, wanted: Need) -> Vec<BlobName> {
+        let mut found = Need::default();
+        let is_unlinked = |name: &BlobName| {
+            fstatat(&self.blobs, name.to_string().as_str(), AtFlags::empty())
+                .is_ok_and(|stat| stat.st_nlink == 1)
+        };
+        let mut unlinked = Vec::new();
+        for name in candidates {
+            if found.holds(wanted) {
                 break;
             }
-            let file = name.to_string();
-            let linked = fstatat(&self.blobs, file.as_str(), AtFlags::empty())
-                .is_ok_and(|stat| stat.st_nlink > 1);
-            if linked {
+            if is_unlinked(&name) {
+                found.bytes += pages(name.size);
+                found.inodes += 1;
+                unlinked.push(name);
+            }
+        }
+        unlinked
+    }
+
+    /// Removes what nobody has leased since it was found unlinked: links are made by leases only.
+    fn evict(&self, index: &mut Index, unlinked: Vec<BlobName>) {
+        for name in unlinked {
+            if !index.is_idle(&name.id) {
                 continue;
             }
+            let file = name.to_string();
             match unlinkat(&self.blobs, file.as_str(), UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {
-                    freed.bytes += pages(name.size);
-                    freed.inodes += 1;
                     index.remove(&name);
                     self.gauges.evictions.inc();
                 }
@@ -374,29 +450,42 @@ fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Makes a directory for root alone. Its mode is set even if it exists: below a setgid directory it
+/// would hand its group on to our files.
 fn create_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let private = std::fs::Permissions::from_mode(0o700);
+    if std::fs::metadata(path)?.permissions().mode() & 0o7777 == private.mode() {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, private)
 }
 
-/// The stores of a node, by medium.
+/// The stores of a node: one on each medium.
 #[derive(Debug, Clone)]
-pub struct Stores(HashMap<Medium, Store>);
+pub struct Stores {
+    memory: Store,
+    disk: Store,
+}
 
 impl Stores {
-    /// One store for each medium.
-    pub fn new(stores: impl IntoIterator<Item = Store>) -> Self {
-        Self(stores.into_iter().map(|store| (store.medium(), store)).collect())
+    /// The stores of both media.
+    pub fn new(memory: Store, disk: Store) -> Self {
+        Self { memory, disk }
     }
 
-    /// The store on `medium`, if the node has it.
-    pub fn get(&self, medium: Medium) -> Option<&Store> {
-        self.0.get(&medium)
+    /// The store on `medium`.
+    pub fn get(&self, medium: Medium) -> &Store {
+        match medium {
+            Medium::Memory => &self.memory,
+            Medium::Disk => &self.disk,
+        }
     }
 
-    /// All stores.
+    /// Both stores.
     pub fn iter(&self) -> impl Iterator<Item = &Store> {
-        self.0.values()
+        [&self.memory, &self.disk].into_iter()
     }
 }
 

@@ -7,6 +7,10 @@
 //! theirs, ours, theirs), with the same SDK, the same settings and warm connections, and medians
 //! count. The server, the bare client and the plugin share the machine's cores.
 //!
+//! State and disk views are below `TMPDIR`. On ext4, files are made slowly for some minutes after
+//! many were removed (new inodes avoid recently freed ones), so a second run soon after a first one
+//! sees worse figures. Within a run, removing is left to the end of each figure.
+//!
 //! A missed target is reported, not failed: a busy machine is no defect. Errors are.
 
 #[path = "../../tests/support/lib.rs"]

@@ -47,7 +47,8 @@ impl Node {
              store: {{ memory: {{ allowSwap: true }}, disk: {{ path: DISK }} }}\n",
             server.url()
         );
-        let home = Home::new(env!("CARGO_BIN_EXE_s3view-node"), &config);
+        let mut home = Home::new(env!("CARGO_BIN_EXE_s3view-node"), &config);
+        home.set_log_level("info");
         let plugin = home.start().await;
         Self { plugin, kubelet: Kubelet::connect(&home).await, _home: home }
     }
@@ -60,11 +61,6 @@ impl Node {
         let request = pod.publish_request(&target);
         timed(async { self.kubelet.publish_raw(request, pod.timeout).await.expect("a publish") })
             .await
-    }
-
-    /// Unpublishes.
-    pub(crate) async fn unpublish(&self, pod: &Pod) {
-        self.kubelet.unpublish(pod).await.expect("an unpublish");
     }
 
     /// A figure of `/proc/<pid>/status`, in KiB.

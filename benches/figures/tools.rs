@@ -21,16 +21,16 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// How long it takes to copy `prefix` (with its bucket) to a new directory, start included.
+    /// How long it takes to copy `prefix` (with its bucket) to a directory, start included.
     pub(crate) fn copy(
         &self,
         url: &str,
         prefix: &str,
+        to: &Path,
         at_once: usize,
     ) -> Result<Duration, Missing> {
-        let directory = tempfile::tempdir().expect("a directory");
         let mut command = command(&self.program);
-        command.args((self.arguments)(url, prefix, at_once)).arg(directory.path());
+        command.args((self.arguments)(url, prefix, at_once)).arg(to);
         run(command)
     }
 }

@@ -1,6 +1,6 @@
 //! The node plugin: parse, compose, run, shut down.
 
-use std::{future::Future, path::PathBuf, process::ExitCode};
+use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
@@ -88,6 +88,7 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
         problems.extend(found);
         Config::default()
     });
+    problems.extend(s3view::node::check(&config));
     if let Some(name) = arguments.driver_name
         && let Err(found) = config.set_driver_name(&name)
     {
@@ -98,6 +99,14 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
     if !socket.is_absolute() {
         problems.add("--endpoint", format!("{endpoint:?} must be unix:///path/of/socket"));
     }
+    // sun_path of unix(7) holds 108 bytes, with a NUL at the end.
+    if socket.as_os_str().len() > 107 {
+        problems.add("--endpoint", format!("{endpoint:?} must be at most 107 bytes long"));
+    }
+    if !arguments.state_dir.is_absolute() {
+        let text = format!("{} must be an absolute path", arguments.state_dir.display());
+        problems.add("--state-dir", text);
+    }
     if arguments.node_id.is_empty() || arguments.node_id.len() > 256 {
         problems.add("--node-id", "must be the node's name, 1 to 256 bytes long");
     }
@@ -106,13 +115,14 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
 }
 
 fn run(options: NodeOptions) -> anyhow::Result<()> {
+    s3view::mount::forbid_core_dumps().context("failed to switch off core dumps")?;
     s3view::mount::raise_descriptor_limit().context("failed to raise the descriptor limit")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)
         .build()
         .context("failed to start the runtime")?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let stopped = stopped()?;
         let app = NodeApp::build(options).await?;
         let stop = CancellationToken::new();
@@ -123,7 +133,10 @@ fn run(options: NodeOptions) -> anyhow::Result<()> {
             () = stopped => stop.cancel(),
         }
         Ok(running.await?)
-    })
+    });
+    // Blocking work that hangs (a disk, a network file system) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 /// Completes at SIGTERM or SIGINT, which are caught from the call on.

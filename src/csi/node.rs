@@ -132,7 +132,7 @@ impl NodeRpcs for NodeService {
         self.answer("NodeGetVolumeStats", (&volume_id, &volume_path), async {
             let id = required("volume_id", volume_id.clone())?;
             let path = required("volume_path", volume_path.clone())?;
-            self.node()?.status(&id, &path).map(stats).map_err(failed)
+            self.node()?.status(&id, &path).await.map(stats).map_err(failed)
         })
         .await
     }
@@ -184,7 +184,7 @@ fn not_offered(method: &str) -> Status {
 
 /// Bytes and inodes of the view, out of what the volume may show; and how it fares.
 fn stats(status: VolumeStatus) -> NodeGetVolumeStatsResponse {
-    let VolumeStatus { summary, message } = status;
+    let VolumeStatus { abnormal, summary, message } = status;
     let usage = |unit: Unit, used: u64, total: u64| {
         let (used, total) = (signed(used), signed(total.max(used)));
         VolumeUsage { unit: unit.into(), used, total, available: total - used }
@@ -195,7 +195,7 @@ fn stats(status: VolumeStatus) -> NodeGetVolumeStatsResponse {
             usage(Unit::Bytes, summary.bytes, summary.max_bytes.unwrap_or_default()),
             usage(Unit::Inodes, names, summary.max_objects),
         ],
-        volume_condition: Some(VolumeCondition { abnormal: false, message }),
+        volume_condition: Some(VolumeCondition { abnormal, message }),
     }
 }
 

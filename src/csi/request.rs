@@ -11,6 +11,9 @@ use crate::node::{PublishRequest, VolumeSecretsInput};
 /// How long a call may take if its caller does not say: what the kubelet allows.
 const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// What a longer time-out is cut to, so that adding it to a clock cannot overflow.
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
+
 /// How long before the caller's deadline a call answers by itself, so that the answer (how far it
 /// has come) reaches the user instead of a bare time-out.
 const HEADROOM: Duration = Duration::from_secs(2);
@@ -23,6 +26,8 @@ pub(super) fn publish(
     request: NodePublishVolumeRequest,
     deadline: Instant,
 ) -> Result<PublishRequest, Status> {
+    // First of all: whatever is refused below, the secrets are zeroised.
+    let secrets = VolumeSecretsInput::new(request.secrets);
     let volume_id = required("volume_id", request.volume_id)?;
     let target = required("target_path", request.target_path)?;
     let capability = request.volume_capability.ok_or_else(|| missing("volume_capability"))?;
@@ -32,7 +37,7 @@ pub(super) fn publish(
         target,
         attributes: request.volume_context.into_iter().collect(),
         mount_group,
-        secrets: VolumeSecretsInput(request.secrets),
+        secrets,
         deadline,
     })
 }
@@ -62,6 +67,7 @@ fn missing(field: &'static str) -> Status {
 pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
     let header = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     let timeout = header.and_then(parse_timeout).unwrap_or(DEFAULT_TIMEOUT);
+    let timeout = timeout.min(LONGEST_TIMEOUT);
     Instant::now() + timeout.saturating_sub(HEADROOM.min(timeout / 2))
 }
 
@@ -70,10 +76,10 @@ pub(super) fn deadline(metadata: &MetadataMap) -> Instant {
 /// Source: gRPC over HTTP/2, "Timeout".
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let value: u64 = digits.parse().ok()?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     match unit {
-        "H" => Some(Duration::from_secs(value * 3600)),
-        "M" => Some(Duration::from_secs(value * 60)),
+        "H" => Some(Duration::from_hours(value)),
+        "M" => Some(Duration::from_mins(value)),
         "S" => Some(Duration::from_secs(value)),
         "m" => Some(Duration::from_millis(value)),
         "u" => Some(Duration::from_micros(value)),
@@ -91,6 +97,8 @@ mod tests {
     #[test_case("120S", Some(Duration::from_mins(2)))]
     #[test_case("119999m", Some(Duration::from_millis(119_999)))]
     #[test_case("2M", Some(Duration::from_mins(2)); "minutes")]
+    #[test_case("18446744073709551615S", None; "too many digits")]
+    #[test_case("99999999H", Some(Duration::from_hours(99_999_999)); "the longest")]
     #[test_case("", None; "empty")]
     #[test_case("5", None; "no unit")]
     #[test_case("xS", None; "no number")]

@@ -5,16 +5,16 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Sender, channel},
     },
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
     FetchError, Job, corrupt,
-    verify::{Expected, Verifier},
+    verify::{Expected, InOrder, Verifier},
 };
 use crate::{
     failure::FailureKind,
@@ -33,7 +33,6 @@ struct Parts<'a> {
     fill: Arc<Fill>,
     checksum: Option<Checksum>,
     ranges: Vec<Range<u64>>,
-    finished: Sender<usize>,
     etag_is_md5: AtomicBool,
 }
 
@@ -43,36 +42,56 @@ struct Parts<'a> {
 /// The first part that failed after its retries, or that the whole is not what it should be.
 pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
     let checksum = checksum(job).await?;
-    let (store, version) = (job.order.store.clone(), job.object.version.clone());
-    let fill = Arc::new(blocking(move || store.fill(&version)).await?);
-    let ranges = ranges(job.object.version.size, job.engine.0.part_size);
-    let (finished, finished_parts) = channel();
-    let expected = Expected::of(&job.object.version.etag, checksum.as_ref());
-    let ordered = match expected.clone() {
-        None => None,
-        Some(expected) => {
-            let (written, ranges) = (fill.reader()?, ranges.clone());
-            Some(spawn_owned(blocking(move || expected.check(&written, &ranges, &finished_parts))))
-        }
+    let fill = {
+        let (store, version) = (job.order.store.clone(), job.object.version.clone());
+        let reservation = Arc::clone(&job.reservation);
+        Arc::new(blocking(move || store.fill(&version, reservation)).await?)
     };
-    let etag_is_md5 = AtomicBool::new(true);
-    let parts = Parts { job, fill, checksum, ranges, finished, etag_is_md5 };
-    let crc = parts.fetch_all().await?;
-    let Parts { fill, etag_is_md5, .. } = parts;
+    let ranges = ranges(job.object.version.size, job.engine.0.part_size);
+    let expected = Expected::of(&job.object.version.etag, checksum.as_ref());
+    let (finished, finished_parts) = unbounded_channel();
+    let ordered = expected.as_ref().map(|expected| {
+        let (fill, ranges) = (Arc::clone(&fill), ranges.clone());
+        spawn_owned(hash_in_order(expected.hasher(), fill, ranges, finished_parts))
+    });
+    let parts = Parts { job, fill, checksum, ranges, etag_is_md5: AtomicBool::new(true) };
+    let crc = parts.fetch_all(finished).await?;
     if let (Some(expected), Some(ordered)) = (expected, ordered) {
-        let outcome = ordered.await.map_err(|error| corrupt(&job.object, &error.to_string()))?;
-        let matches = outcome.map_err(|error| corrupt(&job.object, &error.to_string()))?;
+        let hash = ordered.await.map_err(|_| FetchError::Panicked)??;
         // Whether an ETag is an MD5 at all is known only from the answers.
-        let counts = matches!(expected, Expected::Sha256(_)) || etag_is_md5.into_inner();
-        if counts && matches == Some(false) {
+        let is_md5 = parts.etag_is_md5.load(Ordering::Relaxed);
+        let counts = is_md5 || matches!(expected, Expected::Sha256(_));
+        if counts && !expected.matches(hash) {
             return Err(corrupt(&job.object, &expected.mismatch()));
         }
     }
-    let fill = Arc::into_inner(fill).expect("all parts are done");
+    let fill = Arc::into_inner(parts.fill).expect("all parts and the hash are done");
     let content = Content { crc, modified: job.object.last_modified };
     let (principal, variant) = (job.order.source.principal(), job.order.variant);
-    let reservation = Arc::clone(&job.reservation);
-    Ok(blocking(move || fill.commit(principal, variant, content, &reservation)).await?)
+    Ok(blocking(move || fill.commit(principal, variant, content)).await?)
+}
+
+/// Hashes each part as soon as it and all before it are written, one short visit to the blocking
+/// threads at a time: none of them ever waits for a part.
+async fn hash_in_order(
+    mut hash: InOrder,
+    fill: Arc<Fill>,
+    ranges: Vec<Range<u64>>,
+    mut finished: UnboundedReceiver<usize>,
+) -> Result<InOrder, FetchError> {
+    let mut done = vec![false; ranges.len()];
+    for (index, range) in ranges.into_iter().enumerate() {
+        while !done[index] {
+            match finished.recv().await {
+                Some(part) => done[part] = true,
+                // The fetch has failed, and nobody will ask for the hash.
+                None => return Ok(hash),
+            }
+        }
+        let fill = Arc::clone(&fill);
+        hash = blocking(move || fill.read(|file| hash.update(file, range))).await?;
+    }
+    Ok(hash)
 }
 
 /// The object's checksum, which only a HEAD tells: an answer to a ranged GET has none, and not
@@ -81,7 +100,8 @@ pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
 async fn checksum(job: &Job) -> Result<Option<Checksum>, FetchError> {
     let version = &job.object.version;
     let version_id = job.object.version_id.as_ref();
-    let head = job.order.source.head(&version.bucket, &version.key, version_id).await?;
+    let head = job.order.source.head(&version.bucket, &version.key, version_id).await;
+    let head = head.map_err(SourceError::stale_if_gone)?;
     if head.object.version != *version {
         let text = format!("the object {:?} changed while it was read", version.key.as_str());
         return Err(SourceError::new(FailureKind::Stale, text).into());
@@ -90,7 +110,7 @@ async fn checksum(job: &Job) -> Result<Option<Checksum>, FetchError> {
 }
 
 impl Parts<'_> {
-    async fn fetch_all(&self) -> Result<u64, FetchError> {
+    async fn fetch_all(&self, finished: UnboundedSender<usize>) -> Result<u64, FetchError> {
         let mut verifiers: Vec<Option<Verifier>> = self.ranges.iter().map(|_| None).collect();
         let mut parts = stream::iter(0..self.ranges.len())
             .map(|index| async move { self.fetch_part(index).await.map(|part| (index, part)) })
@@ -98,7 +118,7 @@ impl Parts<'_> {
         while let Some((index, verifier)) = parts.try_next().await? {
             verifiers[index] = Some(verifier);
             // Nobody listens where nothing needs the parts in order.
-            let _unheard = self.finished.send(index);
+            let _unheard = finished.send(index);
         }
         let whole = verifiers.into_iter().flatten().reduce(|mut whole, part| {
             whole.append(&part);
@@ -111,11 +131,11 @@ impl Parts<'_> {
 
     async fn fetch_part(&self, index: usize) -> Result<Verifier, FetchError> {
         let range = &self.ranges[index];
-        let _bytes = self.job.engine.bytes(range.end - range.start).await;
         self.job.order.source.retried(|| self.attempt_part(range)).await
     }
 
     async fn attempt_part(&self, range: &Range<u64>) -> Result<Verifier, FetchError> {
+        let _bytes = self.job.engine.bytes(range.end - range.start).await;
         let mut body = self.job.order.source.get(&self.job.object, Some(range.clone())).await?;
         self.etag_is_md5.fetch_and(body.etag_is_md5(), Ordering::Relaxed);
         let mut verifier = Verifier::new(self.checksum.as_ref());

@@ -7,6 +7,7 @@ use crate::{
     listing::{Listing, ListingBuilder, ListingError, natural_path},
     relpath::PathProblem,
     source::{SourceError, s3::S3Source},
+    task::blocking,
     volume::{Selection, SourceSpec, VolumeSpec},
 };
 
@@ -63,7 +64,8 @@ pub(super) async fn resolve(source: &S3Source, spec: &VolumeSpec) -> Result<List
             return Err(empty(source, part));
         }
     }
-    Ok(builder.finish()?)
+    // Sorting a million keys is no work for the threads that answer everybody else.
+    Ok(blocking(move || builder.finish()).await?)
 }
 
 async fn add(

@@ -1,10 +1,10 @@
 //! Telling whether bytes are the object's: its ETag where that is an MD5, its checksum where the
 //! service keeps one, and our own CRC-64 over everything, which names the blob.
 //!
-//! CRCs of parts combine, so parts may arrive in any order. MD5 and SHA-256 do not: [`Expected`]
+//! CRCs of parts combine, so parts may arrive in any order. MD5 and SHA-256 do not: [`InOrder`]
 //! reads the file behind the parts, in order, while later ones are still under way.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::mpsc::Receiver};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest as Crc};
@@ -107,27 +107,20 @@ impl Expected {
         }
     }
 
-    /// Hashes the file in order, each part as soon as it and all before it are there.
-    ///
-    /// `finished` delivers the numbers of finished parts, in any order. Returns whether the hash
-    /// is the expected one; `None` if the channel closed before all parts were there.
-    ///
-    /// # Blocking
-    /// Until all parts are there.
-    pub(super) fn check(
-        self,
-        file: &File,
-        ranges: &[std::ops::Range<u64>],
-        finished: &Receiver<usize>,
-    ) -> io::Result<Option<bool>> {
+    /// Starts the hash that will be compared.
+    pub(super) fn hasher(&self) -> InOrder {
         match self {
-            Self::Md5(expected) => {
-                Ok(hash_in_order(Md5::new(), file, ranges, finished)?.map(|hash| hash == expected))
-            }
-            Self::Sha256(expected) => {
-                let hash = hash_in_order(Sha256::new(), file, ranges, finished)?;
-                Ok(hash.map(|hash| hash == expected))
-            }
+            Self::Md5(_) => InOrder::Md5(Md5::new()),
+            Self::Sha256(_) => InOrder::Sha256(Sha256::new()),
+        }
+    }
+
+    /// Whether the hash of all bytes is the expected one.
+    pub(super) fn matches(&self, hash: InOrder) -> bool {
+        match (self, hash) {
+            (Self::Md5(expected), InOrder::Md5(md5)) => md5.finalize()[..] == expected[..],
+            (Self::Sha256(expected), InOrder::Sha256(sha)) => sha.finalize()[..] == expected[..],
+            _ => false,
         }
     }
 
@@ -144,30 +137,33 @@ fn md5_mismatch() -> String {
     "the bytes received do not match the object's ETag, which is their MD5".to_owned()
 }
 
-fn hash_in_order<D: Digest>(
-    mut digest: D,
-    file: &File,
-    ranges: &[std::ops::Range<u64>],
-    finished: &Receiver<usize>,
-) -> io::Result<Option<Vec<u8>>> {
-    let mut done = vec![false; ranges.len()];
-    let mut buffer = vec![0; 256 * 1024];
-    for (index, range) in ranges.iter().enumerate() {
-        while !done[index] {
-            match finished.recv() {
-                Ok(part) => done[part] = true,
-                Err(_) => return Ok(None),
-            }
-        }
-        let mut at = range.start;
-        while at < range.end {
-            let length = buffer.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
-            file.read_exact_at(&mut buffer[..length], at)?;
-            digest.update(&buffer[..length]);
-            at += length as u64;
+/// A hash over bytes in order.
+#[derive(Debug)]
+pub(super) enum InOrder {
+    Md5(Md5),
+    Sha256(Sha256),
+}
+
+impl InOrder {
+    /// Hashes the next range of a file that holds it already. Blocks.
+    pub(super) fn update(self, file: &File, range: Range<u64>) -> io::Result<Self> {
+        match self {
+            Self::Md5(md5) => hash(md5, file, range).map(Self::Md5),
+            Self::Sha256(sha) => hash(sha, file, range).map(Self::Sha256),
         }
     }
-    Ok(Some(digest.finalize().to_vec()))
+}
+
+fn hash<D: Digest>(mut digest: D, file: &File, range: Range<u64>) -> io::Result<D> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut at = range.start;
+    while at < range.end {
+        let length = buffer.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut buffer[..length], at)?;
+        digest.update(&buffer[..length]);
+        at += length as u64;
+    }
+    Ok(digest)
 }
 
 #[cfg(test)]
@@ -213,18 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn parts_in_any_order_are_hashed_in_order() {
+    fn ranges_of_a_file_hash_to_the_whole() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"hello world").unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        for part in [2, 0, 1] {
-            sender.send(part).unwrap();
-        }
+        let expected = Expected::of(&ETag::new("5eb63bbbe01eeed093cb22bb8f5acdc3"), None).unwrap();
         let ranges = [0..4, 4..8, 8..11];
-        let etag = ETag::new("5eb63bbbe01eeed093cb22bb8f5acdc3");
-        let expected = Expected::of(&etag, None).unwrap();
-        assert_eq!(expected.clone().check(&file, &ranges, &receiver).unwrap(), Some(true));
-        drop(sender);
-        assert_eq!(expected.check(&file, &ranges, &receiver).unwrap(), None);
+        let hash = |ranges: &[Range<u64>]| {
+            let update = |hash: InOrder, range: &Range<u64>| hash.update(&file, range.clone());
+            ranges.iter().try_fold(expected.hasher(), update).unwrap()
+        };
+        assert!(expected.matches(hash(&ranges)));
+        assert!(!expected.matches(hash(&ranges[..2])));
     }
 }

@@ -1,9 +1,9 @@
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::object::{ETag, EndpointId, ObjectVersion};
+use crate::object::{ETag, EndpointId};
 
 fn object(bucket: &str, key: &str, size: u64) -> Object {
     Object {
@@ -113,6 +113,18 @@ fn two_sources_at_one_path_name_both_keys() {
 }
 
 #[test]
+fn a_key_listed_twice_is_one_file_or_has_changed() {
+    let mut builder = ListingBuilder::new(10);
+    let filter = Filter::default();
+    for _ in 0..2 {
+        builder.add_below(None, "x", &filter, object("bucket", "x", 1)).unwrap();
+    }
+    builder.add_below(None, "y", &filter, object("bucket", "y", 1)).unwrap();
+    builder.add_below(None, "y", &filter, object("bucket", "y", 2)).unwrap();
+    assert_eq!(builder.finish().unwrap_err().kind(), FailureKind::Stale);
+}
+
+#[test]
 fn a_file_where_another_source_needs_a_directory_is_a_conflict() {
     let mut builder = ListingBuilder::new(10);
     builder.add_file(RelPath::parse("app").unwrap(), object("bucket-a", "app", 1)).unwrap();
@@ -130,6 +142,18 @@ fn one_object_more_than_allowed_fails() {
     builder.add_below(None, "a", &filter, object("bucket", "a", 1)).unwrap();
     let error = builder.add_below(None, "b", &filter, object("bucket", "b", 1)).unwrap_err();
     assert_eq!(error, ListingError::TooMany { limit: 1 });
+}
+
+#[test]
+fn directories_count_as_files_do() {
+    let mut builder = ListingBuilder::new(3);
+    let filter = Filter::default();
+    builder.add_below(None, "a/b/c/x", &filter, object("bucket", "a/b/c/x", 1)).unwrap();
+    builder.add_below(None, "a/b/y", &filter, object("bucket", "a/b/y", 1)).unwrap();
+    for key in ["d/z", "e/"] {
+        let added = builder.add_below(None, key, &filter, object("bucket", key, 0));
+        assert_eq!(added, Err(ListingError::TooMany { limit: 3 }), "{key}");
+    }
 }
 
 #[test]

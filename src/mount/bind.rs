@@ -28,7 +28,8 @@ use super::kernel;
 /// # Errors
 /// `System`: `NotFound` if either is missing, `Precondition` without `CAP_SYS_ADMIN`, `Exhausted`
 /// when the namespace has too many mounts. Nothing is mounted then.
-pub fn bind_read_only(source: &Path, target: &Path) -> Result<(), MountError> {
+#[cfg(test)]
+fn bind_read_only(source: &Path, target: &Path) -> Result<(), MountError> {
     attach(&read_only_copy(source)?, target).map_err(|failed| failed.at(target))
 }
 
@@ -89,11 +90,11 @@ mod tests {
 
     use super::*;
     use crate::failure::FailureKind;
+    use crate::mount::point::{is_mount_point, unmount_all};
     use crate::mount::scratch::{
         in_peer_namespace, in_private_namespace, mount_tmpfs, set_propagation,
     };
     use crate::mount::table::{self, Propagation};
-    use crate::mount::{is_mount_point, unmount_all};
 
     #[derive(Clone, Copy)]
     enum Kernel {

@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    prctl::set_dumpable,
+    resource::{Resource, getrlimit, setrlimit},
+};
 
 use super::error::{Failed, MountError};
 use super::table::{self, Entry};
@@ -16,6 +19,15 @@ pub fn memory_limit() -> Option<u64> {
     let membership = read("/proc/thread-self/cgroup").ok()?;
     let mounts = table::mounts().ok()?;
     mounts.iter().filter_map(|mount| limit_below(mount, &membership)).min()
+}
+
+/// Keeps secrets and the content of tmpfs views out of core files, on disk or in a pipe.
+///
+/// # Errors
+/// What prctl(2) or setrlimit(2) answers.
+pub fn forbid_core_dumps() -> std::io::Result<()> {
+    set_dumpable(false)?;
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
 /// Raises the number of descriptors that this process may open to what the system allows it:

@@ -19,7 +19,7 @@ const STACK_LIMIT: usize = 128;
 ///
 /// # Errors
 /// `System` when the path cannot be reached for another reason than that it is missing.
-pub fn is_mount_point(path: &Path) -> Result<bool, MountError> {
+pub(super) fn is_mount_point(path: &Path) -> Result<bool, MountError> {
     is_mounted(path).map_err(|failed| failed.at(path))
 }
 
@@ -32,7 +32,8 @@ pub fn is_mount_point(path: &Path) -> Result<bool, MountError> {
 /// # Errors
 /// `System`: `Precondition` without `CAP_SYS_ADMIN`; `Internal` for a mount that this user
 /// namespace may not remove, or when mounts come as fast as they go.
-pub fn unmount_all(path: &Path) -> Result<usize, MountError> {
+#[cfg(test)]
+pub(super) fn unmount_all(path: &Path) -> Result<usize, MountError> {
     detach_all(path).map_err(|failed| failed.at(path))
 }
 

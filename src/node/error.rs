@@ -85,9 +85,15 @@ pub enum NodeError {
         /// How far it has come.
         progress: String,
     },
-    /// Nobody waits for the work any more, or an unpublish ended it.
+    /// An unpublish ended the work.
     #[error("the publish was cancelled by an unpublish of the same target path")]
     Cancelled,
+    /// Nobody has asked for the volume for ten minutes.
+    #[error("nobody asked for this volume for 10 minutes; publish again")]
+    Forgotten,
+    /// A defect of ours ended the work; its message is in the log.
+    #[error("the publish ended by a defect of s3view; the node plugin's log says where")]
+    Panicked,
     /// The plugin is ending.
     #[error("the node plugin is shutting down; publish again when it is back")]
     ShuttingDown,
@@ -112,7 +118,8 @@ impl NodeError {
             Self::Busy => FailureKind::Busy,
             Self::Deadline { .. } => FailureKind::Deadline,
             Self::Cancelled => FailureKind::Cancelled,
-            Self::ShuttingDown => FailureKind::Unavailable,
+            Self::Forgotten | Self::ShuttingDown => FailureKind::Unavailable,
+            Self::Panicked => FailureKind::Internal,
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     listing::Listing,
     object::Object,
     source::s3::S3Source,
-    store::{BlobId, Need, PAGE, Reservation, Store, pages},
+    store::{BlobId, PAGE, Store, Wanted},
     task::blocking,
     units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
@@ -38,8 +38,6 @@ const RELISTS: usize = 5;
 pub(super) struct Preparation {
     pub(super) arguments: PublishArguments,
     pub(super) cancel: CancellationToken,
-    /// Held while the finished revision is mounted.
-    pub(super) mounting: Arc<tokio::sync::Mutex<()>>,
     progress: Arc<Progress>,
     outcome: watch::Sender<Option<Result<Prepared, NodeError>>>,
     calls: Mutex<Calls>,
@@ -85,7 +83,6 @@ impl Preparation {
         Self {
             arguments,
             cancel,
-            mounting: Arc::default(),
             progress: Arc::default(),
             outcome: watch::Sender::new(None),
             calls: Mutex::new(Calls { waiting: 0, last: Instant::now() }),
@@ -127,14 +124,15 @@ impl Preparation {
         }
     }
 
-    /// Does the work; a failed one has removed what it made. The caller then calls
+    /// Does the work. The caller removes what a failed one made, and calls
     /// [`Preparation::finish`].
     pub(super) async fn run(&self, context: &Context, plan: Plan) -> Result<Prepared, NodeError> {
-        let outcome = self.prepare(context, &plan).await;
-        if outcome.is_err() {
-            context.discard_files(plan.entry.key()).await;
-        }
-        outcome
+        self.prepare(context, &plan).await
+    }
+
+    /// What it failed with, if it did.
+    pub(super) fn failure(&self) -> Option<NodeError> {
+        self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned())
     }
 
     /// Tells all who wait.
@@ -152,7 +150,7 @@ impl Preparation {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(context.cancelled()),
-            () = self.forgotten() => Err(NodeError::Cancelled),
+            () = self.forgotten() => Err(NodeError::Forgotten),
             outcome = work => outcome,
         }
     }
@@ -172,7 +170,8 @@ impl Preparation {
                 Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
                     attempt += 1;
                     tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
-                    sleep(Duration::from_millis(50 << attempt)).await;
+                    let pause = async { Ok(sleep(Duration::from_millis(50 << attempt)).await) };
+                    self.unless_ended(context, pause).await?;
                     listing = self.list(context, plan).await?;
                 }
                 shown => break shown.map(|()| listing)?,
@@ -215,14 +214,13 @@ impl Preparation {
             let (order, farm, listing) = (order.clone(), plan.farm.clone(), Arc::clone(listing));
             blocking(move || admit(&order, &listing)?.show_if_complete(&farm, &listing)).await?
         };
-        let Some(Admitted { mut leases, missing, reservation }) = admitted else { return Ok(()) };
-        let fetch = async { Ok(context.fetcher.fetch(&order, missing, &reservation).await?) };
-        leases.extend(self.unless_ended(context, fetch).await?);
+        let Some(Admitted { mut leases, missing }) = admitted else { return Ok(()) };
+        let fetch =
+            async { Ok(context.fetcher.fetch(&order, missing, &leases.reservation).await?) };
+        let fetched = self.unless_ended(context, fetch).await?;
+        leases.blobs.extend(fetched);
         let (farm, listing) = (plan.farm.clone(), Arc::clone(listing));
-        blocking(move || farm.create(&listing, &leases)).await?;
-        // Held until here: other variants of blobs are copied only as they are linked.
-        drop(reservation);
-        Ok(())
+        Ok(blocking(move || farm.create(&listing, &leases)).await?)
     }
 }
 
@@ -230,7 +228,6 @@ impl Preparation {
 struct Admitted {
     leases: Leases,
     missing: Vec<Object>,
-    reservation: Arc<Reservation>,
 }
 
 impl Admitted {
@@ -251,27 +248,27 @@ impl Admitted {
 /// Pins what is here and sets room aside for the rest, before anything is fetched.
 fn admit(order: &Order, listing: &Listing) -> Result<Admitted, NodeError> {
     let principal = order.source.principal();
-    let mut leases = HashMap::new();
+    let mut blobs = HashMap::new();
     let mut missing: HashMap<BlobId, Object> = HashMap::new();
-    let mut need = Need { bytes: 0, inodes: LinkFarm::names(listing) };
+    let mut wanted = Vec::new();
     for entry in listing.entries() {
         let (object, id) = (&entry.object, BlobId::of(&entry.object.version));
-        if leases.contains_key(&id) || missing.contains_key(&id) {
+        if blobs.contains_key(&id) || missing.contains_key(&id) {
             continue;
         }
         let lease = order.store.lookup(principal, &object.version);
-        let needs_copy = lease.as_ref().is_none_or(|lease| !lease.has_variant(order.variant));
-        if needs_copy {
-            need.bytes += pages(object.version.size);
-            need.inodes += 1;
+        // What is here for somebody else is compared with, not written again.
+        if !order.store.holds(&object.version, order.variant) {
+            wanted.push(Wanted { id, variant: order.variant, size: object.version.size });
         }
         match lease {
-            Some(lease) => drop(leases.insert(id, Arc::new(lease))),
+            Some(lease) => drop(blobs.insert(id, Arc::new(lease))),
             None => drop(missing.insert(id, object.clone())),
         }
     }
-    let reservation = Arc::new(order.store.reserve(need)?);
-    Ok(Admitted { leases, missing: missing.into_values().collect(), reservation })
+    let reservation = Arc::new(order.store.reserve(wanted, LinkFarm::names(listing))?);
+    let leases = Leases { blobs, reservation };
+    Ok(Admitted { leases, missing: missing.into_values().collect() })
 }
 
 fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), NodeError> {

@@ -1,14 +1,15 @@
 //! Publish and republish.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
+use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
     preparation::{Plan, Preparation, Prepared},
     registry::{Entry, Phase, VolumeKey},
-    volumes::{Published, State},
+    volumes::{Begun, Published, State},
 };
 use crate::{
     config::{AuthenticationKind, Config},
@@ -32,6 +33,16 @@ struct Place {
     arguments: PublishArguments,
 }
 
+/// What a look at a published volume found.
+enum Found {
+    /// It is as it should be, or was mounted again.
+    Mounted,
+    /// Its files are gone.
+    Missing,
+    /// Another call changed the path's state meanwhile.
+    Changed,
+}
+
 impl Node {
     /// Publishes a volume at its target path, or finds it published.
     ///
@@ -47,20 +58,36 @@ impl Node {
         let key = VolumeKey::of(target.as_path());
         let arguments = PublishArguments::new(volume_id, &attributes, mount_group);
         let place = Place { key, target, arguments };
-        if self.0.volumes.get(&place.key).is_none() {
-            self.settle_unknown_mount(&place).await?;
-        }
-        let state = match self.0.volumes.get(&place.key) {
-            Some(state) => state,
-            None => self.begin(&place, &attributes, secrets)?,
-        };
-        match state {
-            State::Unpublishing(_) => Err(NodeError::Busy),
-            State::Published(published) => self.republish(place, &published).await,
-            State::Preparing(preparation) => {
-                same(&preparation.arguments, &place.arguments)?;
-                let prepared = preparation.wait(deadline).await?;
-                self.mount(place, preparation, prepared, deadline).await
+        let mut secrets = Some(secrets);
+        loop {
+            let state = match self.0.volumes.get(&place.key) {
+                Some(state) => state,
+                None => {
+                    self.settle_unknown_mount(&place).await?;
+                    match secrets.take() {
+                        Some(secrets) => self.begin(&place, &attributes, secrets)?,
+                        // The state that this call began is gone already: an unpublish came.
+                        None => return Err(NodeError::Busy),
+                    }
+                }
+            };
+            match state {
+                State::Unpublishing { .. } => return Err(NodeError::Busy),
+                State::Preparing(preparation) => {
+                    same(&preparation.arguments, &place.arguments)?;
+                    let prepared = preparation.wait(deadline).await?;
+                    return self.mount(place, preparation, prepared, deadline).await;
+                }
+                State::Published(published) => {
+                    same(&published.entry.arguments, &place.arguments)?;
+                    match self.look_again(&place, &published).await? {
+                        Found::Mounted => {
+                            *published.trouble.lock() = secrets.and_then(trouble_with);
+                            return Ok(());
+                        }
+                        Found::Missing | Found::Changed => {}
+                    }
+                }
             }
         }
     }
@@ -73,22 +100,30 @@ impl Node {
         secrets: VolumeSecretsInput,
     ) -> Result<State, NodeError> {
         let plan = self.plan(place, attributes, secrets)?;
-        let cancel = self.0.tasks.token().child_token();
-        let preparation = Arc::new(Preparation::new(place.arguments.clone(), cancel));
-        let state = self.0.volumes.begin(&place.key, &preparation);
-        if self.0.volumes.is_preparing(&place.key, &preparation) {
-            let (node, key) = (self.clone(), place.key.clone());
-            self.0.tasks.spawn(async move { node.prepare(key, preparation, plan).await });
-        }
-        Ok(state)
+        let make = || {
+            let cancel = self.0.tasks.token().child_token();
+            Preparation::new(place.arguments.clone(), cancel)
+        };
+        Ok(match self.0.volumes.begin(&place.key, make) {
+            Begun::Existing(state) => state,
+            Begun::New(preparation) => {
+                let (node, key) = (self.clone(), place.key.clone());
+                let running = Arc::clone(&preparation);
+                self.0.tasks.spawn(async move { node.prepare(key, running, plan).await });
+                State::Preparing(preparation)
+            }
+        })
     }
 
     /// Runs a preparation to its end, and removes a finished one that nobody came for.
     async fn prepare(&self, key: VolumeKey, preparation: Arc<Preparation>, plan: Plan) {
-        let outcome = preparation.run(&self.0, plan).await;
-        if outcome.is_err() {
+        // A defect of ours must not leave the path in a state that nothing ends.
+        let running = AssertUnwindSafe(preparation.run(&self.0, plan)).catch_unwind();
+        let outcome = running.await.unwrap_or(Err(NodeError::Panicked));
+        if let Err(error) = outcome {
+            self.0.discard_files(key.clone()).await;
             self.0.volumes.end(&key, &preparation);
-            preparation.finish(outcome);
+            preparation.finish(Err(error));
             return;
         }
         preparation.finish(outcome);
@@ -97,7 +132,7 @@ impl Node {
             () = preparation.cancel.cancelled() => {}
             () = preparation.forgotten() => {}
         }
-        let _mounting = preparation.mounting.lock().await;
+        let _lock = self.0.volumes.lock(&key).await;
         if self.0.volumes.end(&key, &preparation) {
             self.0.discard_files(key).await;
         }
@@ -120,7 +155,7 @@ impl Node {
             now: SystemTime::now(),
         };
         let spec = VolumeSpec::parse(attributes, &spec_context);
-        let (spec, secrets) = both(spec, VolumeSecrets::parse(secrets.0))?;
+        let (spec, secrets) = both(spec, secrets.parse())?;
         // The only kind that this release has; the policy may still forbid it.
         check_authentication(AuthenticationKind::Secret, &context.config.policy)?;
         let medium = match spec.view {
@@ -138,7 +173,7 @@ impl Node {
             bucket_owner: spec.expected_bucket_owner.as_deref(),
             request_payer: spec.request_payer,
         })?;
-        let store = context.stores.get(medium).expect("the node has every medium").clone();
+        let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
         Ok(Plan {
@@ -158,20 +193,11 @@ impl Node {
         prepared: Prepared,
         deadline: Instant,
     ) -> Result<(), NodeError> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
         let node = self.clone();
-        self.0.tasks.spawn(async move {
-            let mounting = Arc::clone(&preparation.mounting).lock_owned().await;
-            let outcome = node.mount_once(place, &preparation, prepared).await;
-            drop(mounting);
-            // The caller may be gone; the outcome stands in the node's state.
-            drop(sender.send(outcome));
-        });
-        match tokio::time::timeout_at(deadline, receiver).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(NodeError::ShuttingDown),
-            Err(_) => Err(NodeError::Deadline { progress: "the mount is being made".into() }),
-        }
+        let mounting =
+            self.to_its_end(async move { node.mount_once(place, &preparation, prepared).await });
+        let timed_out = |_| NodeError::Deadline { progress: "the mount is being made".into() };
+        tokio::time::timeout_at(deadline, mounting).await.map_err(timed_out)?
     }
 
     async fn mount_once(
@@ -181,10 +207,12 @@ impl Node {
         prepared: Prepared,
     ) -> Result<(), NodeError> {
         let key = place.key;
+        let lock = self.0.volumes.lock(&key).await;
         match self.0.volumes.get(&key) {
             Some(State::Published(_)) => return Ok(()),
-            Some(State::Preparing(current)) if Arc::ptr_eq(&current, preparation) => {}
-            _ => return Err(self.0.cancelled()),
+            _ if self.0.volumes.is_preparing(&key, preparation) => {}
+            // Another call failed to mount it, or an unpublish came.
+            _ => return Err(preparation.failure().unwrap_or_else(|| self.0.cancelled())),
         }
         let Prepared { entry, source } = prepared;
         let entry = entry.in_phase(Phase::Published);
@@ -193,17 +221,18 @@ impl Node {
             blocking(move || node.bind(&entry, &target)).await
         };
         if let Err(error) = bound {
+            preparation.finish(Err(error.clone()));
+            self.0.discard_files(key.clone()).await;
             self.0.volumes.end(&key, preparation);
             preparation.cancel.cancel();
-            self.0.discard_files(key).await;
             return Err(error);
         }
-        let mounting = Arc::clone(&preparation.mounting);
-        let published = Published { entry, mounting, source: Some(source) };
+        let published = Published::new(entry, Some(source));
         let kept = self.0.volumes.mounted(&key, preparation, published);
+        drop(lock);
         preparation.cancel.cancel();
         self.0.count_volumes();
-        // An unpublish that came meanwhile waits for `mounting` and then removes this mount.
+        // An unpublish that came meanwhile waits for the lock and then removes this mount.
         if kept { Ok(()) } else { Err(NodeError::Cancelled) }
     }
 
@@ -214,8 +243,7 @@ impl Node {
     /// lacks the summary would be a volume without figures.
     fn bind(&self, entry: &Entry, path: &TargetPath) -> Result<(), NodeError> {
         let key = VolumeKey::of(path.as_path());
-        let directory = self.0.directory(entry.medium, &key);
-        let root = LinkFarm::root(&directory.expect("the node has every medium"));
+        let root = LinkFarm::root(&self.0.directory(entry.medium, &key));
         self.0.registry.write(entry)?;
         let target = self.0.kubelet.create_target(path)?;
         target.bind_read_only(&root).map_err(|error| {
@@ -226,25 +254,43 @@ impl Node {
         })
     }
 
-    /// Answers a publish of a published target: OK if it is the same, whatever else is wrong.
-    async fn republish(&self, place: Place, published: &Arc<Published>) -> Result<(), NodeError> {
-        same(&published.entry.arguments, &place.arguments)?;
-        let _mounting = published.mounting.lock().await;
-        let (node, entry) = (self.clone(), published.entry.clone());
-        blocking(move || {
-            let target = node.0.kubelet.existing_target(&place.target)?;
-            if let Some(target) = target
-                && target.is_mounted()?
-            {
-                return Ok(());
+    /// Looks whether a published volume is mounted, and mounts it again if not.
+    async fn look_again(
+        &self,
+        place: &Place,
+        published: &Arc<Published>,
+    ) -> Result<Found, NodeError> {
+        let (node, place, published) = (self.clone(), place.clone(), Arc::clone(published));
+        self.to_its_end(async move {
+            let lock = node.0.volumes.lock(&place.key).await;
+            if !node.0.volumes.is_published(&place.key, &published) {
+                return Ok(Found::Changed);
             }
-            tracing::warn!(
-                volume.target_path = %place.target,
-                "a published target is not mounted any more; mounting it again"
-            );
-            node.bind(&entry, &place.target)
+            blocking(move || {
+                let found = node.mount_if_lost(&place, &published);
+                drop(lock);
+                found
+            })
+            .await
         })
         .await
+    }
+
+    fn mount_if_lost(&self, place: &Place, published: &Arc<Published>) -> Result<Found, NodeError> {
+        if self.0.is_mounted(&place.target)? {
+            return Ok(Found::Mounted);
+        }
+        let medium = published.entry.medium;
+        if !LinkFarm::root(&self.0.directory(medium, &place.key)).exists() {
+            self.0.volumes.forget(&place.key, published);
+            return Ok(Found::Missing);
+        }
+        tracing::warn!(
+            volume.target_path = %place.target,
+            "a published target is not mounted any more; mounting it again"
+        );
+        self.bind(&published.entry, &place.target)?;
+        Ok(Found::Mounted)
     }
 
     /// Deals with a mount at the target that we have no record of: ours is adopted, so that a pod
@@ -257,24 +303,36 @@ impl Node {
             return Ok(());
         }
         let (node, place) = (self.clone(), place.clone());
-        blocking(move || {
-            let Some(target) = node.0.kubelet.existing_target(&place.target)? else {
-                return Ok(());
-            };
-            if !target.is_mounted()? {
+        self.to_its_end(async move {
+            let lock = node.0.volumes.lock(&place.key).await;
+            if node.0.volumes.get(&place.key).is_some() {
                 return Ok(());
             }
-            if let Some(medium) = node.0.own_mount(&place.key, place.target.as_path()) {
-                return node.adopt(place, medium);
-            }
-            tracing::warn!(volume.target_path = %place.target, "removing a foreign mount");
-            target.unmount_all()?;
-            Ok(())
+            blocking(move || {
+                let settled = node.settle(place);
+                drop(lock);
+                settled
+            })
+            .await
         })
         .await
     }
 
-    fn adopt(&self, place: Place, medium: Medium) -> Result<(), NodeError> {
+    fn settle(&self, place: Place) -> Result<(), NodeError> {
+        let Some(target) = self.0.kubelet.existing_target(&place.target)? else { return Ok(()) };
+        if !target.is_mounted()? {
+            return Ok(());
+        }
+        if let Some(medium) = self.0.own_mount(&place.key, place.target.as_path()) {
+            self.adopt(place, medium);
+            return Ok(());
+        }
+        tracing::warn!(volume.target_path = %place.target, "removing a foreign mount");
+        target.unmount_all()?;
+        Ok(())
+    }
+
+    fn adopt(&self, place: Place, medium: Medium) {
         let view = match medium {
             Medium::Memory => ViewKind::Tmpfs,
             Medium::Disk => ViewKind::Disk,
@@ -282,12 +340,21 @@ impl Node {
         let target = place.target.as_path().to_owned();
         let entry = Entry::publishing(target, place.arguments, view, medium);
         let entry = entry.in_phase(Phase::Published);
-        let published = Published { entry: entry.clone(), mounting: Arc::default(), source: None };
-        if self.0.volumes.adopt(place.key, published) {
-            self.0.registry.write(&entry)?;
-            self.0.count_volumes();
+        // The mount is there, whatever happens to its record.
+        if let Err(error) = self.0.registry.write(&entry) {
+            tracing::warn!(%error, "failed to record an adopted volume");
         }
-        Ok(())
+        self.0.volumes.adopt(place.key, Published::new(entry, None));
+        self.0.count_volumes();
+    }
+}
+
+/// What a republish's secrets would have failed with; the published volume does not need them.
+fn trouble_with(secrets: VolumeSecretsInput) -> Option<String> {
+    match secrets.parse() {
+        Ok(secrets) if secrets.keys.is_some() => None,
+        Ok(_) => Some("the last republish brought no access key".to_owned()),
+        Err(problems) => Some(format!("the last republish's Secret cannot be used: {problems}")),
     }
 }
 
@@ -310,8 +377,12 @@ fn both(
             problems.extend(more);
             Err(problems.into())
         }
-        (Err(error), _) => Err(error.into()),
-        (_, Err(problems)) => Err(problems.into()),
+        (Err(SpecError::Denied(text)), Err(mut problems)) => {
+            problems.add("policy", text);
+            Err(problems.into())
+        }
+        (Err(error), Ok(_)) => Err(error.into()),
+        (Ok(_), Err(problems)) => Err(problems.into()),
     }
 }
 

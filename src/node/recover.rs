@@ -2,7 +2,8 @@
 //!
 //! A mount is made only when its revision is complete, so a mounted target is a published volume
 //! whatever its entry says, and a target that is not mounted is not worth keeping: its pod is gone
-//! or waits for the kubelet's next publish anyway. Only an unpublish that had begun is finished.
+//! or waits for the kubelet's next publish anyway. An unpublish that had begun is finished. Files
+//! that some mount still shows, or of which nothing certain is known, are never touched.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,8 +13,9 @@ use crate::store::Medium;
 /// What is on the node.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// The registry's entries, and whether their target is a mount point.
-    pub(super) entries: HashMap<VolumeKey, (Phase, bool)>,
+    /// The registry's entries, and whether their target is a mount point (`None`: it cannot be
+    /// asked, as when the kubelet's directory is configured elsewhere now).
+    pub(super) entries: HashMap<VolumeKey, (Phase, Option<bool>)>,
     /// Volume directories in the stores.
     pub(super) directories: HashSet<(Medium, VolumeKey)>,
     /// Volumes whose directory is the root of some mount on this node.
@@ -25,6 +27,8 @@ pub(super) struct Found {
 pub(super) enum Action {
     /// The volume is published: go on with it.
     Keep(VolumeKey),
+    /// Leave everything as it is.
+    Leave(VolumeKey),
     /// Unmount the target, remove it, the volume's directories and the entry.
     Discard(VolumeKey),
     /// Remove a directory that no entry knows and no mount shows.
@@ -34,8 +38,12 @@ pub(super) enum Action {
 /// Decides, in a fixed order.
 pub(super) fn plan(found: &Found) -> Vec<Action> {
     let of_entry = found.entries.iter().map(|(key, state)| match state {
-        (Phase::Publishing | Phase::Published, true) => Action::Keep(key.clone()),
-        (Phase::Unpublishing, _) | (_, false) => Action::Discard(key.clone()),
+        (Phase::Publishing | Phase::Published, Some(true)) => Action::Keep(key.clone()),
+        (_, None) => Action::Leave(key.clone()),
+        (Phase::Publishing | Phase::Published, Some(false)) if found.shown.contains(key) => {
+            Action::Leave(key.clone())
+        }
+        (Phase::Unpublishing, Some(_)) | (_, Some(false)) => Action::Discard(key.clone()),
     });
     let unknown = found
         .directories
@@ -57,16 +65,28 @@ mod tests {
         VolumeKey::from_name(&"a".repeat(32)).unwrap()
     }
 
-    #[test_case(Phase::Publishing, false => vec![Action::Discard(key())]; "crash while fetching")]
-    #[test_case(Phase::Publishing, true => vec![Action::Keep(key())]; "crash after the mount")]
-    #[test_case(Phase::Published, true => vec![Action::Keep(key())]; "plain restart")]
-    #[test_case(Phase::Published, false => vec![Action::Discard(key())]; "reboot")]
-    #[test_case(Phase::Unpublishing, true => vec![Action::Discard(key())]; "crash before unmount")]
-    #[test_case(Phase::Unpublishing, false => vec![Action::Discard(key())]; "crash after unmount")]
-    fn entries(phase: Phase, mounted: bool) -> Vec<Action> {
+    #[test_case(Phase::Publishing, Some(false) => Action::Discard(key()); "crash while fetching")]
+    #[test_case(Phase::Publishing, Some(true) => Action::Keep(key()); "crash after the mount")]
+    #[test_case(Phase::Published, Some(true) => Action::Keep(key()); "plain restart")]
+    #[test_case(Phase::Published, Some(false) => Action::Discard(key()); "reboot")]
+    #[test_case(Phase::Published, None => Action::Leave(key()); "another kubelet directory")]
+    #[test_case(Phase::Unpublishing, Some(true) => Action::Discard(key()); "before unmount")]
+    #[test_case(Phase::Unpublishing, Some(false) => Action::Discard(key()); "after unmount")]
+    #[test_case(Phase::Unpublishing, None => Action::Leave(key()); "unpublished elsewhere")]
+    fn entries(phase: Phase, mounted: Option<bool>) -> Action {
         let entries = HashMap::from([(key(), (phase, mounted))]);
         let directories = HashSet::from([(Medium::Memory, key())]);
-        plan(&Found { entries, directories, shown: HashSet::new() })
+        let actions = plan(&Found { entries, directories, shown: HashSet::new() });
+        assert_eq!(actions.len(), 1);
+        actions[0].clone()
+    }
+
+    #[test]
+    fn what_a_mount_shows_is_left_alone() {
+        let entries = HashMap::from([(key(), (Phase::Published, Some(false)))]);
+        let shown = HashSet::from([key()]);
+        let found = Found { entries, shown, ..Found::default() };
+        assert_eq!(plan(&found), [Action::Leave(key())]);
     }
 
     #[test]

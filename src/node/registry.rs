@@ -1,18 +1,22 @@
-//! What is published, on disk: one small JSON file for each target path, without secrets.
+//! What is published, on disk: one small file for each target path, without secrets.
 //!
 //! ```text
-//! <state>/registry/<key>.json
+//! <state>/registry/<key>.jsonl      one JSON object a line; the last readable one counts
 //! ```
 //!
-//! Written by rename, without fsync: that survives a crash of the process, which is all it has to.
-//! After a power loss the mounts are gone as well. A file that cannot be read is therefore dropped.
-//! An entry is written before a publish has its first effect and removed after an unpublish had
-//! its last, so whatever exists on the node is either in an entry or garbage.
+//! A record is appended, which on most file systems is a fraction of what a new file and a rename
+//! cost, and it begins with a line break: a record that a crash tore stays alone on its line. There
+//! is no fsync: what has to be survived is a crash of the process; after a power loss the mounts
+//! are gone as well. A file without a readable line is therefore dropped. A record is written before
+//! a publish has its first effect and the file removed after an unpublish had its last, so whatever
+//! exists on the node is either in an entry or garbage.
 
 use std::{
     collections::HashMap,
-    fmt, io,
-    io::Write,
+    fmt,
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -165,24 +169,29 @@ impl Registry {
                     entries.insert(entry.key(), entry);
                 }
                 _ => {
-                    tracing::warn!(path = %path.display(), "dropped an unreadable registry file");
-                    std::fs::remove_file(&path)?;
+                    tracing::warn!(path = %path.display(), "dropping an unreadable registry file");
+                    if let Err(error) = std::fs::remove_file(&path) {
+                        tracing::warn!(path = %path.display(), %error, "failed to drop it");
+                    }
                 }
             }
         }
         Ok(entries)
     }
 
-    /// Writes an entry, replacing what was there.
+    /// Records an entry; from now on it counts instead of earlier ones.
     ///
     /// # Errors
     /// What the file system answers.
     pub(super) fn write(&self, entry: &Entry) -> Result<(), NodeError> {
         let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            file.write_all(&serde_json::to_vec(entry)?)?;
-            drop(file.persist(self.path(&entry.key())).map_err(|error| error.error)?);
-            Ok(())
+            let mut record = b"\n".to_vec();
+            serde_json::to_writer(&mut record, entry)?;
+            record.push(b'\n');
+            let mut options = File::options();
+            let mut file =
+                options.create(true).append(true).mode(0o600).open(self.path(&entry.key()))?;
+            file.write_all(&record)
         };
         write().map_err(|error| NodeError::Registry { action: "write", error: Arc::new(error) })
     }
@@ -201,11 +210,59 @@ impl Registry {
     }
 
     fn path(&self, key: &VolumeKey) -> PathBuf {
-        self.directory.join(format!("{key}.json"))
+        self.directory.join(format!("{key}.jsonl"))
     }
 }
 
+/// The last readable record of this format.
 fn read(path: &Path) -> Option<Entry> {
-    let entry: Entry = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    (entry.format == FORMAT).then_some(entry)
+    let text = std::fs::read(path).ok()?;
+    text.rsplit(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
+        .find(|entry| entry.format == FORMAT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn entry() -> Entry {
+        let arguments = PublishArguments::new("v".into(), &BTreeMap::new(), None);
+        Entry::publishing("/pods/1/mount".into(), arguments, ViewKind::Tmpfs, Medium::Memory)
+    }
+
+    #[test]
+    fn the_last_record_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::open(directory.path().join("r")).unwrap();
+        registry.write(&entry()).unwrap();
+        registry.write(&entry().in_phase(Phase::Published)).unwrap();
+        assert_eq!(registry.load().unwrap()[&entry().key()].phase, Phase::Published);
+        registry.remove(&entry().key()).unwrap();
+        assert!(registry.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_torn_record_leaves_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::open(directory.path().to_owned()).unwrap();
+        registry.write(&entry()).unwrap();
+        let mut file = File::options().append(true).open(registry.path(&entry().key())).unwrap();
+        file.write_all(b"\n{\"format\":1,\"target").unwrap();
+        assert_eq!(registry.load().unwrap()[&entry().key()], entry());
+        registry.write(&entry().in_phase(Phase::Unpublishing)).unwrap();
+        assert_eq!(registry.load().unwrap()[&entry().key()].phase, Phase::Unpublishing);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_dropped_and_a_stranger_is_no_reason_to_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::open(directory.path().to_owned()).unwrap();
+        std::fs::write(registry.path(&entry().key()), "{ torn").unwrap();
+        std::fs::create_dir(directory.path().join("lost+found")).unwrap();
+        assert!(registry.load().unwrap().is_empty());
+        assert!(!registry.path(&entry().key()).exists());
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,6 +28,7 @@ use crate::{
     task::Tasks,
     telemetry::metrics::Metrics,
     units::ByteSize,
+    view::linkfarm,
     volume::check_defaults,
 };
 
@@ -54,26 +55,12 @@ pub enum StartError {
     /// Another process uses the state directory.
     #[error("another node plugin uses the state directory {}", .0.display())]
     Locked(PathBuf),
-    /// The store would not fit into the container.
-    #[error(
-        "store.memory.size is {size}, and the memory limit of this container is {limit}; the limit \
-         must be at least 192Mi above the size"
-    )]
-    Memory {
-        /// The configured size.
-        size: ByteSize,
-        /// The cgroup's limit.
-        limit: ByteSize,
-    },
     /// A mount or the kubelet directory failed.
     #[error(transparent)]
     Mount(#[from] MountError),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Recovery failed.
-    #[error("failed to recover the volumes of an earlier run")]
-    Recover(#[source] NodeError),
 }
 
 /// The lock on the state directory; released by the kernel when the process ends, however it does.
@@ -91,21 +78,23 @@ impl Node {
     /// # Blocking
     /// System calls and one scan of each store's names.
     pub fn start(config: Config, state: &Path, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        check_defaults(&config.defaults)?;
+        check(&config).into_result(())?;
         create_private(state)?;
+        // Made by the kubelet as a hostPath, it is open to all.
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(state, private).map_err(io_error("set the mode of", state))?;
         let lock = lock(state)?;
         let kubelet = KubeletDir::open(&config.kubelet_dir)?;
         mount::check_propagation(&[kubelet.path(), state])?;
-        check_memory(&config)?;
         let memory = state.join("memory");
         create_private(&memory)?;
         let tmpfs = mount::mount_or_adopt(&memory, &tmpfs_options(&config))?;
         let disk = &config.store.disk;
         create_private(&disk.path)?;
-        let stores = Stores::new([
+        let stores = Stores::new(
             Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
             Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,
-        ]);
+        );
         let registry = state.join("registry");
         let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;
         let clients = S3Clients::new(&config, Arc::clone(&metrics))?;
@@ -134,7 +123,10 @@ impl Node {
             shown: shown()?,
         };
         for action in recover::plan(&found) {
-            self.carry_out(action, &entries).map_err(StartError::Recover)?;
+            // One volume that cannot be cleaned up must not keep all others from working.
+            if let Err(error) = self.carry_out(&action, &entries) {
+                tracing::error!(?action, %error, "failed to recover a volume; it is left as it is");
+            }
         }
         self.0.count_volumes();
         Ok(())
@@ -142,38 +134,37 @@ impl Node {
 
     fn carry_out(
         &self,
-        action: Action,
+        action: &Action,
         entries: &HashMap<VolumeKey, Entry>,
     ) -> Result<(), NodeError> {
         match action {
             Action::Keep(key) => {
-                let mut entry = entries[&key].clone();
+                let entry = entries[key].clone().in_phase(Phase::Published);
                 tracing::info!(target_path = %entry.target.display(), "found a published volume");
-                entry.phase = Phase::Published;
-                let published = Published { entry, mounting: Arc::default(), source: None };
-                self.0.volumes.adopt(key, published);
+                self.0.volumes.adopt(key.clone(), Published::new(entry, None));
+                Ok(())
+            }
+            Action::Leave(key) => {
+                let target = entries[key].target.display();
+                tracing::warn!(target_path = %target, "a volume that cannot be reached is left");
                 Ok(())
             }
             Action::Discard(key) => {
-                let entry = &entries[&key];
+                let entry = &entries[key];
                 tracing::info!(target_path = %entry.target.display(), "removing what is left");
                 match self.target(entry) {
-                    Some(path) => self.take_away(&key, &path, None),
-                    None => self.0.remove_files(&key),
+                    Some(path) => self.take_away(key, &path, None),
+                    None => self.0.remove_files(key),
                 }
             }
-            Action::RemoveDirectory(medium, key) => match self.0.directory(medium, &key) {
-                Some(directory) => Ok(crate::view::linkfarm::remove_all(&directory)?),
-                None => Ok(()),
-            },
+            Action::RemoveDirectory(medium, key) => {
+                Ok(linkfarm::remove_all(&self.0.directory(*medium, key))?)
+            }
         }
     }
 
-    fn state_of(&self, entry: &Entry) -> (Phase, bool) {
-        let target = self
-            .target(entry)
-            .and_then(|path| self.0.kubelet.existing_target(&path).ok().flatten());
-        let mounted = target.is_some_and(|target| target.is_mounted().unwrap_or(true));
+    fn state_of(&self, entry: &Entry) -> (Phase, Option<bool>) {
+        let mounted = self.target(entry).and_then(|path| self.0.is_mounted(&path).ok());
         (entry.phase, mounted)
     }
 
@@ -219,21 +210,44 @@ fn lock(state: &Path) -> Result<StateLock, StartError> {
     }
 }
 
-fn check_memory(config: &Config) -> Result<(), StartError> {
-    let size = config.store.memory.size;
-    match mount::memory_limit() {
-        Some(limit) if size.bytes() > limit.saturating_sub(BESIDE_STORE) => {
-            Err(StartError::Memory { size, limit: ByteSize::from_bytes(limit) })
-        }
-        _ => Ok(()),
+/// What is wrong with a configuration on this machine, beyond what its text tells: names of
+/// attributes, CA bundles, the kubelet's directory, and the memory that the container has.
+///
+/// # Blocking
+/// Reads files.
+pub fn check(config: &Config) -> Problems {
+    let mut problems = Problems::default();
+    if let Err(found) = check_defaults(&config.defaults) {
+        problems.extend(found);
     }
+    if let Err(found) = S3Clients::new(config, Arc::default()) {
+        problems.extend(found);
+    }
+    if !config.kubelet_dir.is_dir() {
+        let text =
+            format!("{} must be the kubelet's directory, and exist", config.kubelet_dir.display());
+        problems.add("kubeletDir", text);
+    }
+    let size = config.store.memory.size;
+    if let Some(limit) = mount::memory_limit()
+        && size.bytes() > limit.saturating_sub(BESIDE_STORE)
+    {
+        let limit = ByteSize::from_bytes(limit);
+        let text = format!(
+            "{size} does not fit: the memory limit of this container is {limit}, and must be at \
+             least 192Mi above the size"
+        );
+        problems.add("store.memory.size", text);
+    }
+    problems
 }
 
 /// Hard links, directories and symlinks count as inodes on a tmpfs: room for a blob on every page,
 /// and for two volumes that show as much as one may.
 fn tmpfs_options(config: &Config) -> TmpfsOptions {
     let size = config.store.memory.size.bytes();
-    let names = config.limits.max_objects.tmpfs.saturating_mul(4);
+    // The kernel wants the number in a machine word, with room to count.
+    let names = config.limits.max_objects.tmpfs.saturating_mul(4).min(1 << 40);
     // Whether the node swaps is asked at each publish: it is no reason not to start.
     let swap = SwapPolicy::Allow;
     TmpfsOptions { size_bytes: size, inodes: (size / PAGE).saturating_add(names), swap }

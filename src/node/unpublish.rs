@@ -3,7 +3,6 @@
 use super::{
     Node, NodeError,
     registry::{Entry, Phase, VolumeKey},
-    volumes::State,
 };
 use crate::{mount::TargetPath, task::blocking};
 
@@ -18,57 +17,63 @@ impl Node {
     pub async fn unpublish(&self, volume_id: &str, target: &str) -> Result<(), NodeError> {
         let path = TargetPath::parse(target, &self.0.kubelet)?;
         let (node, volume_id) = (self.clone(), volume_id.to_owned());
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.0.tasks.spawn(async move {
-            drop(sender.send(node.unpublish_at(&volume_id, path).await));
-        });
-        receiver.await.unwrap_or(Err(NodeError::ShuttingDown))
+        self.to_its_end(async move { node.unpublish_at(&volume_id, path).await }).await
     }
 
     async fn unpublish_at(&self, volume_id: &str, path: TargetPath) -> Result<(), NodeError> {
         let key = VolumeKey::of(path.as_path());
-        let (before, lock) = self.0.volumes.unpublish(&key);
-        let _under_way = lock.lock().await;
-        let published = match before {
-            Some(State::Preparing(preparation)) => {
-                preparation.cancel.cancel();
-                preparation.ended().await;
-                // A mount that has begun ends first.
-                drop(preparation.mounting.lock().await);
-                None
-            }
-            Some(State::Published(published)) => {
-                let known = published.entry.arguments.volume_id();
-                if known != volume_id {
-                    tracing::warn!(known, asked = volume_id, "unpublished by another volume id");
-                }
-                drop(published.mounting.lock().await);
-                Some(published)
-            }
-            Some(State::Unpublishing(_)) | None => None,
-        };
-        let entry = published.as_ref().map(|published| published.entry.clone());
-        let (node, removed_key) = (self.clone(), key.clone());
-        let outcome = blocking(move || node.take_away(&removed_key, &path, entry)).await;
-        self.0.volumes.restore(&key, published.filter(|_| outcome.is_err()));
+        let mut unpublishing = self.0.volumes.unpublish(&key);
+        if let Some(preparation) = &unpublishing.preparation {
+            preparation.cancel.cancel();
+            preparation.ended().await;
+        }
+        // A mount that has begun ends first.
+        let lock = self.0.volumes.lock(&key).await;
+        let entry = unpublishing.before.as_ref().map(|published| published.entry.clone());
+        if let Some(entry) = &entry
+            && entry.arguments.volume_id() != volume_id
+        {
+            let known = entry.arguments.volume_id();
+            tracing::warn!(known, asked = volume_id, "unpublished by another volume id");
+        }
+        let node = self.clone();
+        let outcome = blocking(move || {
+            let outcome = node.take_away(&key, &path, entry);
+            drop(lock);
+            outcome
+        })
+        .await;
+        unpublishing.done = outcome.is_ok();
+        drop(unpublishing);
         self.0.count_volumes();
         outcome
     }
 
     /// Unmounts and removes, in an order that a crash can interrupt anywhere. Blocks.
+    ///
+    /// The pod's mount is what counts: a record that cannot be written (no space) does not keep it,
+    /// and files that cannot be removed (a read-only disk) are left to the next start.
     pub(super) fn take_away(
         &self,
         key: &VolumeKey,
         path: &TargetPath,
         entry: Option<Entry>,
     ) -> Result<(), NodeError> {
-        if let Some(entry) = entry {
-            self.0.registry.write(&entry.in_phase(Phase::Unpublishing))?;
+        if let Some(entry) = entry
+            && let Err(error) = self.0.registry.write(&entry.in_phase(Phase::Unpublishing))
+        {
+            tracing::warn!(%error, "unpublishing without a record of it");
         }
-        if let Some(target) = self.0.kubelet.existing_target(path)? {
+        let target = self.0.kubelet.existing_target(path)?;
+        if let Some(target) = &target {
             target.unmount_all()?;
+        }
+        if let Err(error) = self.0.remove_files(key) {
+            tracing::warn!(%error, volume.target_path = %path, "an unpublished volume's files stay");
+        }
+        if let Some(target) = target {
             target.remove()?;
         }
-        self.0.remove_files(key)
+        Ok(())
     }
 }

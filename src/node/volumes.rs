@@ -10,14 +10,17 @@
 //!    +-------------- Unpublishing <---------------+
 //! ```
 //!
-//! One lock guards all states and is never held across an await or a system call.
+//! One mutex guards all states and is never held across an await or a system call. What mounts,
+//! unmounts or removes at a target holds that target's [`Volumes::lock`] and looks at the state
+//! again once it has it: a call may have waited behind another that changed everything.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     preparation::Preparation,
@@ -29,12 +32,18 @@ use crate::source::s3::S3Source;
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) entry: registry::Entry,
-    /// Held while the mount is made again.
-    pub(super) mounting: Arc<tokio::sync::Mutex<()>>,
     /// The last working way to S3; none after a restart. Held so that pods of one principal share
     /// one client and its connections.
     #[expect(dead_code, reason = "held, not read, until volumes refresh")]
     pub(super) source: Option<S3Source>,
+    /// What the last republish found wrong, for the volume condition.
+    pub(super) trouble: Mutex<Option<String>>,
+}
+
+impl Published {
+    pub(super) fn new(entry: registry::Entry, source: Option<S3Source>) -> Self {
+        Self { entry, source, trouble: Mutex::new(None) }
+    }
 }
 
 /// Where a target path stands.
@@ -42,29 +51,70 @@ pub(super) struct Published {
 pub(super) enum State {
     Preparing(Arc<Preparation>),
     Published(Arc<Published>),
-    /// The lock is held by the unpublish that is under way.
-    Unpublishing(Arc<tokio::sync::Mutex<()>>),
+    Unpublishing {
+        /// How many unpublishes are under way.
+        calls: usize,
+        /// What was published before the first of them.
+        before: Option<Arc<Published>>,
+    },
+}
+
+/// The outcome of [`Volumes::begin`].
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// The path had no state; the caller now runs this preparation.
+    New(Arc<Preparation>),
+    /// Another call was faster.
+    Existing(State),
 }
 
 /// All target paths of the node.
 #[derive(Debug, Default)]
-pub(super) struct Volumes(Mutex<HashMap<VolumeKey, State>>);
+pub(super) struct Volumes {
+    states: Mutex<HashMap<VolumeKey, State>>,
+    locks: Mutex<HashMap<VolumeKey, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to change what is mounted at one target.
+pub(super) type TargetLock = OwnedMutexGuard<()>;
 
 impl Volumes {
+    /// Waits for the right to change what is mounted at a target.
+    pub(super) async fn lock(&self, key: &VolumeKey) -> TargetLock {
+        let lock = {
+            let mut locks = self.locks.lock();
+            if locks.len() == locks.capacity() {
+                locks.retain(|_, lock| lock.strong_count() > 0);
+            }
+            let known = locks.get(key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(key.clone(), Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
+    }
+
     pub(super) fn get(&self, key: &VolumeKey) -> Option<State> {
-        self.0.lock().get(key).cloned()
+        self.states.lock().get(key).cloned()
     }
 
-    /// The state of the path, after entering `preparation` if there was none.
-    pub(super) fn begin(&self, key: &VolumeKey, preparation: &Arc<Preparation>) -> State {
-        let mut states = self.0.lock();
-        let fresh = || State::Preparing(Arc::clone(preparation));
-        states.entry(key.clone()).or_insert_with(fresh).clone()
+    /// Enters the preparation that `make` makes, if the path has no state.
+    pub(super) fn begin(&self, key: &VolumeKey, make: impl FnOnce() -> Preparation) -> Begun {
+        match self.states.lock().entry(key.clone()) {
+            Entry::Occupied(occupied) => Begun::Existing(occupied.get().clone()),
+            Entry::Vacant(vacant) => {
+                let preparation = Arc::new(make());
+                vacant.insert(State::Preparing(Arc::clone(&preparation)));
+                Begun::New(preparation)
+            }
+        }
     }
 
-    /// Takes a finished or failed preparation out, if it still is the path's state.
+    /// Takes a failed or forgotten preparation out, if it still is the path's state.
     pub(super) fn end(&self, key: &VolumeKey, preparation: &Arc<Preparation>) -> bool {
-        let mut states = self.0.lock();
+        let mut states = self.states.lock();
         let same = is_preparing(states.get(key), preparation);
         if same {
             states.remove(key);
@@ -73,7 +123,7 @@ impl Volumes {
     }
 
     pub(super) fn is_preparing(&self, key: &VolumeKey, preparation: &Arc<Preparation>) -> bool {
-        is_preparing(self.0.lock().get(key), preparation)
+        is_preparing(self.states.lock().get(key), preparation)
     }
 
     /// From Preparing to Published; false if an unpublish came first.
@@ -83,7 +133,7 @@ impl Volumes {
         preparation: &Arc<Preparation>,
         published: Published,
     ) -> bool {
-        let mut states = self.0.lock();
+        let mut states = self.states.lock();
         let same = is_preparing(states.get(key), preparation);
         if same {
             states.insert(key.clone(), State::Published(Arc::new(published)));
@@ -91,50 +141,80 @@ impl Volumes {
         same
     }
 
-    /// Enters a volume that is mounted already (found at start, or at its republish); false if
-    /// the path has a state.
-    pub(super) fn adopt(&self, key: VolumeKey, published: Published) -> bool {
-        match self.0.lock().entry(key) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(vacant) => {
-                vacant.insert(State::Published(Arc::new(published)));
-                true
-            }
+    /// Enters a volume that is mounted already (found at start, or at its republish), if the path
+    /// has no state.
+    pub(super) fn adopt(&self, key: VolumeKey, published: Published) {
+        if let Entry::Vacant(vacant) = self.states.lock().entry(key) {
+            vacant.insert(State::Published(Arc::new(published)));
         }
     }
 
-    /// To Unpublishing, from anywhere; returns what was there and the lock to hold.
-    pub(super) fn unpublish(
-        &self,
-        key: &VolumeKey,
-    ) -> (Option<State>, Arc<tokio::sync::Mutex<()>>) {
-        let mut states = self.0.lock();
-        let before = states.get(key).cloned();
-        let lock = match &before {
-            Some(State::Unpublishing(lock)) => Arc::clone(lock),
-            _ => Arc::default(),
+    pub(super) fn is_published(&self, key: &VolumeKey, published: &Arc<Published>) -> bool {
+        let current = self.states.lock();
+        matches!(current.get(key), Some(State::Published(now)) if Arc::ptr_eq(now, published))
+    }
+
+    /// Forgets a published volume whose files are gone.
+    pub(super) fn forget(&self, key: &VolumeKey, published: &Arc<Published>) {
+        if self.is_published(key, published) {
+            self.states.lock().remove(key);
+        }
+    }
+
+    /// To Unpublishing, from anywhere, until the guard is dropped; publishes are refused meanwhile.
+    pub(super) fn unpublish(&self, key: &VolumeKey) -> Unpublishing<'_> {
+        let mut states = self.states.lock();
+        let previous = states.remove(key);
+        let (calls, before, preparation) = match previous {
+            None => (0, None, None),
+            Some(State::Preparing(preparation)) => (0, None, Some(preparation)),
+            Some(State::Published(published)) => (0, Some(published), None),
+            Some(State::Unpublishing { calls, before }) => (calls, before, None),
         };
-        states.insert(key.clone(), State::Unpublishing(Arc::clone(&lock)));
-        (before, lock)
+        let state = State::Unpublishing { calls: calls + 1, before: before.clone() };
+        states.insert(key.clone(), state);
+        Unpublishing { volumes: self, key: key.clone(), before, preparation, done: false }
     }
 
-    /// Puts a volume back whose unpublish failed, so that the kubelet's next try finds it.
-    pub(super) fn restore(&self, key: &VolumeKey, published: Option<Arc<Published>>) {
-        let mut states = self.0.lock();
-        match published {
-            Some(published) => drop(states.insert(key.clone(), State::Published(published))),
-            None => drop(states.remove(key)),
-        }
-    }
-
-    /// How many volumes of each kind `label` names are published.
+    /// How many published volumes are `wanted`.
     pub(super) fn count(&self, wanted: impl Fn(&registry::Entry) -> bool) -> usize {
-        let states = self.0.lock();
+        let states = self.states.lock();
         let published = |state: &&State| match state {
             State::Published(published) => wanted(&published.entry),
-            State::Preparing(_) | State::Unpublishing(_) => false,
+            State::Preparing(_) | State::Unpublishing { .. } => false,
         };
         states.values().filter(published).count()
+    }
+}
+
+/// One unpublish under way. Dropped, the path has no state again, or, if it failed, the one that it
+/// had, so that the kubelet's next try finds it.
+#[derive(Debug)]
+pub(super) struct Unpublishing<'a> {
+    volumes: &'a Volumes,
+    key: VolumeKey,
+    pub(super) before: Option<Arc<Published>>,
+    pub(super) preparation: Option<Arc<Preparation>>,
+    pub(super) done: bool,
+}
+
+impl Drop for Unpublishing<'_> {
+    fn drop(&mut self) {
+        let mut states = self.volumes.states.lock();
+        let Some(State::Unpublishing { calls, before }) = states.get_mut(&self.key) else { return };
+        *calls -= 1;
+        if self.done {
+            *before = None;
+        }
+        if *calls > 0 {
+            return;
+        }
+        match before.take() {
+            Some(published) => {
+                drop(states.insert(self.key.clone(), State::Published(published)));
+            }
+            None => drop(states.remove(&self.key)),
+        }
     }
 }
 

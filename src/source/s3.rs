@@ -98,6 +98,11 @@ impl S3Source {
                 take(object)?;
             }
             match page.next {
+                // An endpoint that goes round in circles would be followed for ever.
+                Some(next) if token.as_ref() == Some(&next) => {
+                    let problem = page::Unusable::SameToken;
+                    return Err(page::unusable(&self.what_prefix(bucket, prefix), &problem).into());
+                }
                 Some(next) => token = Some(next),
                 None => return Ok(()),
             }
@@ -110,14 +115,6 @@ impl S3Source {
         prefix: &Prefix,
         token: Option<String>,
     ) -> Result<page::Page, SourceError> {
-        let what = || {
-            let endpoint = self.endpoint().url();
-            format!(
-                "endpoint {endpoint}, bucket {:?}, prefix {:?}",
-                bucket.as_str(),
-                prefix.as_str()
-            )
-        };
         let _permit = self.permit("ListObjectsV2").await;
         let request = self
             .client
@@ -129,11 +126,18 @@ impl S3Source {
             .set_continuation_token(token)
             .set_expected_bucket_owner(self.bucket_owner.clone())
             .set_request_payer(self.payer.clone());
-        let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let output =
-            self.counted("ListObjectsV2", answer.map_err(|error| explain(&error, &what())))?;
+        let answer = request
+            .customize()
+            .interceptor(page::WholeListing)
+            .mutate_request(self.user_agent())
+            .send()
+            .await;
+        let output = self.counted(
+            "ListObjectsV2",
+            answer.map_err(|error| explain(&error, &self.what_prefix(bucket, prefix))),
+        )?;
         page::parse(output, &self.place(bucket), prefix)
-            .map_err(|problem| page::unusable(&what(), &problem))
+            .map_err(|problem| page::unusable(&self.what_prefix(bucket, prefix), &problem))
     }
 
     /// Asks for one object's metadata, and for its checksum.
@@ -226,7 +230,7 @@ impl S3Source {
             .set_checksum_mode(range.is_none().then_some(ChecksumMode::Enabled))
             .set_range(range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end - 1)));
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let answer = answer.map_err(|error| body::stale_if_gone(explain(&error, &what)));
+        let answer = answer.map_err(|error| explain(&error, &what).stale_if_gone());
         let output = self.counted("GetObject", answer)?;
         let limits = body::Limits {
             stall: self.client.timeouts().stall,
@@ -314,6 +318,11 @@ impl S3Source {
             let sdk = headers.get("user-agent").unwrap_or_default().to_owned();
             headers.insert("user-agent", format!("{agent} {sdk}"));
         }
+    }
+
+    fn what_prefix(&self, bucket: &Bucket, prefix: &Prefix) -> String {
+        let endpoint = self.endpoint().url();
+        format!("endpoint {endpoint}, bucket {:?}, prefix {:?}", bucket.as_str(), prefix.as_str())
     }
 
     fn what(&self, bucket: &Bucket, key: &Key, version_id: Option<&Arc<str>>) -> String {

@@ -1,14 +1,22 @@
 //! Writing a blob: into a temporary file, verified by the caller, then renamed into place.
+//!
+//! Where the store has the content already, for another principal or from an earlier run, a fill
+//! writes nothing: what S3 sends is verified as ever, and only compared with what is here. That
+//! takes no space, so a restarted plugin can serve a store that is nearly full of its own blobs.
 
 use std::{
     fs::{File, FileTimes, Permissions},
     io,
-    os::unix::fs::{FileExt, PermissionsExt, fchown},
-    sync::Arc,
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
 use nix::fcntl::copy_file_range;
 use tempfile::NamedTempFile;
 
@@ -16,17 +24,45 @@ use super::{
     Lease, Reservation, Store, StoreError,
     blob::{BlobId, BlobName, Variant},
     index::Known,
-    pages,
 };
 use crate::{object::ObjectVersion, source::Principal};
 
-/// A blob that is being written. Dropped before [`Fill::commit`], it leaves nothing.
+/// A blob that is being fetched. Dropped before [`Fill::commit`], it leaves nothing. Dropping
+/// removes a file, so it belongs on the blocking threads.
 #[derive(Debug)]
 pub struct Fill {
     store: Store,
     id: BlobId,
     size: u64,
-    file: NamedTempFile,
+    target: Target,
+    written: Written,
+    /// Held until the blob is here or given up.
+    _reservation: Arc<Reservation>,
+}
+
+#[derive(Debug)]
+enum Target {
+    New(NamedTempFile),
+    /// A file that is here; `fresh` if this process wrote it.
+    Here {
+        name: BlobName,
+        file: File,
+        fresh: bool,
+    },
+}
+
+/// Bytes of an unfinished fill: the file system counts them as used, and so must not count them as
+/// reserved as well.
+#[derive(Debug)]
+struct Written {
+    store: Store,
+    bytes: AtomicU64,
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        self.store.0.index.lock().unwrite(self.bytes.load(Ordering::Relaxed));
+    }
 }
 
 /// What a finished blob is, as its writer verified it.
@@ -39,18 +75,33 @@ pub struct Content {
 }
 
 impl Fill {
-    pub(super) fn begin(store: Store, version: &ObjectVersion) -> Result<Self, StoreError> {
-        let failed = store.io("create a temporary file");
-        let file = NamedTempFile::new_in(store.0.root.join("tmp")).map_err(failed)?;
-        Ok(Self { id: BlobId::of(version), size: version.size, store, file })
+    pub(super) fn begin(
+        store: Store,
+        version: &ObjectVersion,
+        reservation: Arc<Reservation>,
+    ) -> Result<Self, StoreError> {
+        let id = BlobId::of(version);
+        let target = match open_here(&store, &id) {
+            Some(target) => target,
+            None => {
+                let failed = store.io("create a temporary file");
+                Target::New(NamedTempFile::new_in(store.0.root.join("tmp")).map_err(failed)?)
+            }
+        };
+        let written = Written { store: store.clone(), bytes: AtomicU64::new(0) };
+        Ok(Self { id, size: version.size, store, target, written, _reservation: reservation })
     }
 
-    /// Another handle on the file, for reading back what was written.
+    /// Reads back what was written.
     ///
     /// # Errors
-    /// Descriptors may run out.
-    pub fn reader(&self) -> Result<File, StoreError> {
-        self.file.as_file().try_clone().map_err(self.store.io("open a temporary file"))
+    /// What `read` answers.
+    pub fn read<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> Result<T, StoreError> {
+        let file = match &self.target {
+            Target::New(file) => file.as_file(),
+            Target::Here { file, .. } => file,
+        };
+        read(file).map_err(self.store.io("read a blob"))
     }
 
     /// Writes `chunks` one after the other from byte `offset` on.
@@ -61,59 +112,121 @@ impl Fill {
     /// # Blocking
     /// Writes to the page cache; may wait for the disk.
     pub fn write_at(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        let Target::New(file) = &self.target else { return Ok(()) };
         let mut at = offset;
         for chunk in chunks {
-            let written = self.file.as_file().write_all_at(chunk, at);
+            let written = file.as_file().write_all_at(chunk, at);
             written.map_err(self.store.io("write a blob"))?;
             at += chunk.len() as u64;
         }
+        self.store.0.index.lock().write(at - offset);
+        self.written.bytes.fetch_add(at - offset, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Makes the file a blob that `principal` may read, as the given variant.
+    /// Makes the content a blob that `principal` may read; a new file becomes the given variant.
     ///
-    /// The caller has written and verified every byte. If this process has the blob already (for
-    /// another principal), that one stays and the new file is dropped.
+    /// The caller has received and verified every byte.
     ///
     /// # Errors
-    /// What the file system answers; `Corrupt` if the same object version was fetched before with
-    /// other bytes.
+    /// What the file system answers; `Corrupt` if the same object version is here with other
+    /// bytes. A bad file of an earlier run is removed then, so that the next fill writes anew.
     ///
     /// # Blocking
-    /// A few system calls.
+    /// A few system calls; reads a file of an earlier run once.
     pub fn commit(
         self,
         principal: Principal,
         variant: Variant,
         content: Content,
-        reservation: &Reservation,
     ) -> Result<Lease, StoreError> {
-        let Self { store, id, size, file } = self;
-        let name = BlobName { id, size, crc: content.crc, variant };
-        dress(file.as_file(), variant, content.modified).map_err(store.io("set a blob's owner"))?;
-        let mut index = store.0.index.lock();
-        match index.known(&name) {
-            Known::Same => {}
-            Known::Differs => {
-                let text = "the same ETag and size were seen before with other bytes";
-                return Err(StoreError::Corrupt(text.to_owned()));
-            }
-            Known::Missing => {
-                let path = store.0.root.join("blobs").join(name.to_string());
-                let renamed = file.persist(path).map_err(|error| error.error);
-                drop(renamed.map_err(store.io("rename a blob into place"))?);
-                for old in index.add(name, true) {
-                    // Only the name goes; volumes that link it keep their content.
-                    remove_stale(&store, &old);
+        let Self { store, id, size, target, written: _written, _reservation } = self;
+        match target {
+            Target::Here { name, fresh: true, .. } if name.crc == content.crc => {}
+            Target::Here { fresh: true, .. } => return Err(differs()),
+            Target::Here { name, file, .. } => {
+                let crc = crc_of(&file, size).map_err(store.io("read a blob"))?;
+                if (crc, name.crc) != (content.crc, content.crc) {
+                    discard(&store, &name);
+                    return Err(differs());
                 }
-                reservation.spend(&mut index, pages(size));
+                store.0.index.lock().vouch_for(&name);
+            }
+            Target::New(file) => {
+                let name = BlobName { id, size, crc: content.crc, variant };
+                let dressed = dress(file.as_file(), variant, content.modified);
+                dressed.map_err(store.io("set a blob's owner"))?;
+                add(&store, file, name)?;
             }
         }
-        index.admit(&id, principal);
-        store.0.show(&index);
-        drop(index);
+        let admitted = store.0.index.lock().admit(&id, principal);
+        // Evicted between two locks: whoever asked will find it missing and fetch again.
+        if !admitted {
+            return Err(StoreError::Gone);
+        }
         Ok(Lease { store, id })
     }
+}
+
+/// Opens the content of `id`, if the store has it.
+fn open_here(store: &Store, id: &BlobId) -> Option<Target> {
+    let (name, fresh) = store.0.index.lock().find(id)?;
+    match File::open(store.0.root.join("blobs").join(name.to_string())) {
+        Ok(file) => Some(Target::Here { name, file, fresh }),
+        Err(_) => {
+            store.0.index.lock().remove(&name);
+            None
+        }
+    }
+}
+
+/// Renames a dressed file into place, unless the same blob came first.
+fn add(store: &Store, file: NamedTempFile, name: BlobName) -> Result<(), StoreError> {
+    let mut index = store.0.index.lock();
+    match index.known(&name) {
+        Known::Same => return Ok(()),
+        Known::Differs => return Err(differs()),
+        Known::Missing => {}
+    }
+    let path = store.0.root.join("blobs").join(name.to_string());
+    let renamed = file.persist(path).map_err(|error| error.error);
+    drop(renamed.map_err(store.io("rename a blob into place"))?);
+    index.add(name, true);
+    index.spend(name.id, name.variant);
+    store.0.show(&index);
+    Ok(())
+}
+
+fn differs() -> StoreError {
+    StoreError::Corrupt("the same ETag and size were seen before with other bytes".to_owned())
+}
+
+/// Removes a blob that is not what its name says. Only the name goes: volumes that link the file
+/// keep what they have.
+fn discard(store: &Store, name: &BlobName) {
+    let mut index = store.0.index.lock();
+    index.remove(name);
+    let removed = std::fs::remove_file(store.0.root.join("blobs").join(name.to_string()));
+    if let Err(error) = removed {
+        tracing::warn!(blob = %name, %error, "failed to remove a corrupt blob");
+    }
+}
+
+fn crc_of(file: &File, size: u64) -> io::Result<u64> {
+    let mut crc = Digest::new(CrcAlgorithm::Crc64Nvme);
+    let mut buffer = vec![0; 256 * 1024];
+    let mut at = 0;
+    while at < size {
+        match file.read_at(&mut buffer, at)? {
+            // Shorter than its name says: as corrupt as other bytes.
+            0 => return Ok(!crc.finalize()),
+            length => {
+                crc.update(&buffer[..length]);
+                at += length as u64;
+            }
+        }
+    }
+    Ok(crc.finalize())
 }
 
 /// Makes another variant of a blob by copying it within the medium.
@@ -124,16 +237,7 @@ pub(super) fn copy_variant(
 ) -> Result<BlobName, StoreError> {
     let file = temporary_copy(store, &base.to_string(), variant)?;
     let name = BlobName { variant, ..*base };
-    let mut index = store.0.index.lock();
-    if index.known(&name) == Known::Missing {
-        let path = store.0.root.join("blobs").join(name.to_string());
-        let renamed = file.persist(path).map_err(|error| error.error);
-        drop(renamed.map_err(store.io("rename a blob into place"))?);
-        for old in index.add(name, true) {
-            remove_stale(store, &old);
-        }
-        store.0.show(&index);
-    }
+    add(store, file, name)?;
     Ok(name)
 }
 
@@ -160,18 +264,12 @@ pub(super) fn temporary_copy(
     copy().map_err(store.io("copy a blob"))
 }
 
-/// Owner first: changing it would clear bits of the mode. A new file is root's already.
+/// Owner first: changing it would clear bits of the mode.
 fn dress(file: &File, variant: Variant, modified: SystemTime) -> io::Result<()> {
-    if (variant.uid, variant.gid) != (0, 0) {
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) != (variant.uid, variant.gid) {
         fchown(file, Some(variant.uid), Some(variant.gid))?;
     }
     file.set_permissions(Permissions::from_mode(u32::from(variant.mode)))?;
     file.set_times(FileTimes::new().set_modified(modified).set_accessed(modified))
-}
-
-fn remove_stale(store: &Store, name: &BlobName) {
-    let removed = std::fs::remove_file(store.0.root.join("blobs").join(name.to_string()));
-    if let Err(error) = removed {
-        tracing::warn!(blob = %name, error = %Arc::new(error), "failed to remove a stale blob");
-    }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    Wanted,
     blob::{BlobId, BlobName, Variant},
     pages,
 };
@@ -17,8 +18,12 @@ pub(super) struct Index {
     blobs: HashMap<BlobId, Blob>,
     /// Bytes of all variants, in whole pages.
     stored: u64,
-    /// Bytes promised to fills.
+    /// Room set aside for blobs to come, once for all who wait for the same.
+    incoming: HashMap<(BlobId, Variant), Incoming>,
+    /// The sum of it, in bytes.
     reserved: u64,
+    /// Bytes of those that are in files already.
+    written: u64,
     /// Counts uses; the larger, the later.
     clock: u64,
 }
@@ -37,28 +42,47 @@ struct Blob {
 struct Use {
     variant: Variant,
     at: u64,
-    /// Written by this process; a file found at start is only as good as the disk.
+    /// Written or read through by this process; before that, a file is only as good as the disk.
     fresh: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Incoming {
+    holders: usize,
+    /// None left once the blob is here.
+    bytes: u64,
 }
 
 /// What the index says about content that was just fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
-    /// This variant is here and was written by this process.
+    /// This variant is here.
     Same,
-    /// This variant is not here, or is of an earlier run.
+    /// This variant is not here.
     Missing,
     /// The same object version is here with other bytes.
     Differs,
 }
 
+impl Blob {
+    fn name(&self, id: BlobId, used: &Use) -> BlobName {
+        BlobName { id, size: self.size, crc: self.crc, variant: used.variant }
+    }
+}
+
 impl Index {
-    /// Reads the names of all blobs; other names are left alone.
+    /// Reads the names of all blobs; other names are left alone. Of two files that claim one object
+    /// version with different bytes (a crash came between), neither can be trusted: the second
+    /// goes, and the first is read through before it is used.
     pub(super) fn scan(directory: &Path) -> io::Result<Self> {
         let mut index = Self::default();
         for entry in std::fs::read_dir(directory)? {
-            if let Some(name) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
-                index.add(name, false);
+            let entry = entry?;
+            let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            match name {
+                Some(name) if index.known(&name) == Known::Missing => index.add(name, false),
+                Some(_) => std::fs::remove_file(entry.path())?,
+                None => {}
             }
         }
         Ok(index)
@@ -73,16 +97,54 @@ impl Index {
         self.stored + self.reserved
     }
 
-    pub(super) fn reserved(&self) -> u64 {
-        self.reserved
+    /// Bytes that are promised, and that the file system still shows as free.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.reserved.saturating_sub(self.written)
     }
 
-    pub(super) fn reserve(&mut self, bytes: u64) {
-        self.reserved += bytes;
+    /// The bytes that nobody has set aside yet for what is wanted.
+    pub(super) fn uncovered(&self, wanted: &[Wanted]) -> u64 {
+        let is_new = |w: &&Wanted| !self.incoming.contains_key(&(w.id, w.variant));
+        wanted.iter().filter(is_new).map(|w| pages(w.size)).sum()
     }
 
-    pub(super) fn release(&mut self, bytes: u64) {
-        self.reserved = self.reserved.saturating_sub(bytes);
+    /// Sets room aside for what is wanted, each once for all its holders.
+    pub(super) fn reserve(&mut self, wanted: &[Wanted]) {
+        for Wanted { id, variant, size } in wanted {
+            let incoming = self.incoming.entry((*id, *variant)).or_insert_with(|| {
+                self.reserved += pages(*size);
+                Incoming { holders: 0, bytes: pages(*size) }
+            });
+            incoming.holders += 1;
+        }
+    }
+
+    /// The blob is here: its room is no longer promised, but used.
+    pub(super) fn spend(&mut self, id: BlobId, variant: Variant) {
+        if let Some(incoming) = self.incoming.get_mut(&(id, variant)) {
+            self.reserved -= std::mem::take(&mut incoming.bytes);
+        }
+    }
+
+    /// One holder less; with the last, what is not used returns.
+    pub(super) fn release(&mut self, wanted: &[Wanted]) {
+        for Wanted { id, variant, .. } in wanted {
+            let key = (*id, *variant);
+            let Some(incoming) = self.incoming.get_mut(&key) else { continue };
+            incoming.holders -= 1;
+            if incoming.holders == 0 {
+                self.reserved -= incoming.bytes;
+                self.incoming.remove(&key);
+            }
+        }
+    }
+
+    pub(super) fn write(&mut self, bytes: u64) {
+        self.written += bytes;
+    }
+
+    pub(super) fn unwrite(&mut self, bytes: u64) {
+        self.written = self.written.saturating_sub(bytes);
     }
 
     /// Pins the blob if `principal` may read it.
@@ -99,31 +161,28 @@ impl Index {
         }
     }
 
-    /// Notes that S3 let `principal` read the blob, which is here, and pins it.
-    pub(super) fn admit(&mut self, id: &BlobId, principal: Principal) {
-        if let Some(blob) = self.blobs.get_mut(id) {
-            blob.readers.insert(principal);
-            blob.pins += 1;
-        }
+    /// Notes that S3 let `principal` read the blob and pins it; false if it is not here.
+    pub(super) fn admit(&mut self, id: &BlobId, principal: Principal) -> bool {
+        let here = self.blobs.get_mut(id).filter(|blob| blob.variants.iter().any(|u| u.fresh));
+        let Some(blob) = here else { return false };
+        blob.readers.insert(principal);
+        blob.pins += 1;
+        true
     }
 
     pub(super) fn known(&self, name: &BlobName) -> Known {
-        let Some(blob) = self.blobs.get(&name.id) else { return Known::Missing };
-        let fresh = |used: &&Use| used.fresh;
-        match blob.variants.iter().find(fresh) {
-            Some(_) if blob.crc != name.crc => Known::Differs,
-            _ if blob.variants.iter().filter(fresh).any(|u| u.variant == name.variant) => {
+        match self.blobs.get(&name.id) {
+            Some(blob) if blob.crc != name.crc => Known::Differs,
+            Some(blob) if blob.variants.iter().any(|used| used.variant == name.variant) => {
                 Known::Same
             }
             _ => Known::Missing,
         }
     }
 
-    /// Adds a variant, replacing what an earlier run left under this id; returns the names of the
-    /// replaced files whose name differs.
-    pub(super) fn add(&mut self, name: BlobName, fresh: bool) -> Vec<BlobName> {
+    /// Adds a variant that is not here.
+    pub(super) fn add(&mut self, name: BlobName, fresh: bool) {
         let BlobName { id, size, crc, variant } = name;
-        let replaced = if fresh { self.drop_stale(&name) } else { Vec::new() };
         self.clock += 1;
         let at = if fresh { self.clock } else { 0 };
         let blob = self.blobs.entry(id).or_insert_with(|| Blob {
@@ -135,69 +194,66 @@ impl Index {
         });
         blob.variants.push(Use { variant, at, fresh });
         self.stored += pages(size);
-        replaced
     }
 
-    /// Forgets the variants of earlier runs that fresh content replaces.
-    fn drop_stale(&mut self, name: &BlobName) -> Vec<BlobName> {
-        let Some(blob) = self.blobs.get_mut(&name.id) else { return Vec::new() };
-        let differs = blob.crc != name.crc || blob.size != name.size;
-        let (crc, size) = (blob.crc, blob.size);
-        let stale = |used: &Use| !used.fresh && (differs || used.variant == name.variant);
-        let dropped: Vec<_> = blob.variants.extract_if(.., |used| stale(used)).collect();
-        (blob.crc, blob.size) = (name.crc, name.size);
-        self.stored -= pages(size) * dropped.len() as u64;
-        dropped
-            .into_iter()
-            .map(|used| BlobName { id: name.id, size, crc, variant: used.variant })
-            .filter(|old| old != name)
-            .collect()
+    /// Some file of the blob, and whether it is fresh; a fresh one if there is.
+    pub(super) fn find(&self, id: &BlobId) -> Option<(BlobName, bool)> {
+        let blob = self.blobs.get(id)?;
+        let used = blob.variants.iter().max_by_key(|used| used.fresh)?;
+        Some((blob.name(*id, used), used.fresh))
+    }
+
+    /// Whether there is a file of that variant, fresh or not.
+    pub(super) fn holds(&self, id: &BlobId, variant: Variant) -> bool {
+        let blob = self.blobs.get(id);
+        blob.is_some_and(|blob| blob.variants.iter().any(|used| used.variant == variant))
+    }
+
+    /// A file of an earlier run was read through and is good.
+    pub(super) fn vouch_for(&mut self, name: &BlobName) {
+        self.clock += 1;
+        let at = self.clock;
+        if let Some(used) = self.use_of(&name.id, name.variant) {
+            (used.at, used.fresh) = (at, true);
+        }
     }
 
     pub(super) fn touch(&mut self, id: &BlobId, variant: Variant) {
         self.clock += 1;
         let clock = self.clock;
-        let used = self
-            .blobs
-            .get_mut(id)
-            .and_then(|blob| blob.variants.iter_mut().find(|used| used.variant == variant));
-        if let Some(used) = used {
+        if let Some(used) = self.use_of(id, variant) {
             used.at = clock;
         }
     }
 
-    /// The file of a variant that this process wrote.
+    fn use_of(&mut self, id: &BlobId, variant: Variant) -> Option<&mut Use> {
+        let blob = self.blobs.get_mut(id)?;
+        blob.variants.iter_mut().find(|used| used.variant == variant)
+    }
+
+    /// The fresh file of a variant.
     pub(super) fn name_of(&self, id: &BlobId, variant: Variant) -> Option<BlobName> {
-        self.names(id).find(|name| name.variant == variant)
-    }
-
-    /// The file of some variant that this process wrote.
-    pub(super) fn any_name(&self, id: &BlobId) -> Option<BlobName> {
-        self.names(id).next()
-    }
-
-    fn names(&self, id: &BlobId) -> impl Iterator<Item = BlobName> {
-        self.blobs.get(id).into_iter().flat_map(move |blob| {
-            let Blob { size, crc, .. } = *blob;
-            let fresh = blob.variants.iter().filter(|used| used.fresh);
-            fresh.map(move |used| BlobName { id: *id, size, crc, variant: used.variant })
-        })
+        let blob = self.blobs.get(id)?;
+        let used = blob.variants.iter().find(|used| used.fresh && used.variant == variant)?;
+        Some(blob.name(*id, used))
     }
 
     /// What may be evicted, the least recently used first.
     pub(super) fn candidates(&self) -> Vec<BlobName> {
         let unpinned = self.blobs.iter().filter(|(_, blob)| blob.pins == 0);
         let mut uses: Vec<_> = unpinned
-            .flat_map(|(id, blob)| {
-                let Blob { size, crc, .. } = *blob;
-                let name = move |used: &Use| BlobName { id: *id, size, crc, variant: used.variant };
-                blob.variants.iter().map(move |used| (used.at, name(used)))
-            })
+            .flat_map(|(id, blob)| blob.variants.iter().map(|used| (used.at, blob.name(*id, used))))
             .collect();
         uses.sort_unstable();
         uses.into_iter().map(|(_, name)| name).collect()
     }
 
+    /// Whether nobody holds a lease on the blob.
+    pub(super) fn is_idle(&self, id: &BlobId) -> bool {
+        self.blobs.get(id).is_some_and(|blob| blob.pins == 0)
+    }
+
+    /// Forgets a file; with the last fresh one, who may read the blob.
     pub(super) fn remove(&mut self, name: &BlobName) {
         let Some(blob) = self.blobs.get_mut(&name.id) else { return };
         let before = blob.variants.len();
@@ -206,9 +262,9 @@ impl Index {
         if !blob.variants.iter().any(|used| used.fresh) {
             blob.readers.clear();
         }
-        let empty = blob.variants.is_empty();
+        let gone = blob.variants.is_empty() && blob.pins == 0;
         self.stored -= pages(name.size) * removed;
-        if empty {
+        if gone {
             self.blobs.remove(&name.id);
         }
     }

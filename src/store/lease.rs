@@ -11,13 +11,11 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags},
     unistd::linkat,
 };
-use parking_lot::Mutex;
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, Wanted,
     blob::{BlobId, BlobName, Variant},
     fill,
-    index::Index,
 };
 
 /// Keeps a blob from eviction while it is being linked.
@@ -33,11 +31,12 @@ impl fmt::Debug for Lease {
 }
 
 impl Lease {
-    /// Hard-links the blob's variant to `name` in `directory`, making the variant if need be, and
-    /// copying where the file system allows no more links.
+    /// Hard-links the blob's variant to `name` in `directory`, making the variant if need be (room
+    /// for it was reserved), and copying where the file system allows no more links (ext4: 65,000;
+    /// such copies are the volume's own and are not counted).
     ///
     /// # Errors
-    /// What the file system answers.
+    /// What the file system answers; `Stale` if somebody removed the file behind our back.
     ///
     /// # Blocking
     /// One system call when the variant exists, else a copy of the content within the medium.
@@ -47,31 +46,30 @@ impl Lease {
         directory: impl AsFd,
         name: &str,
     ) -> Result<(), StoreError> {
-        let blob = self.variant(variant)?.to_string();
-        let blobs = &self.store.0.blobs;
-        match linkat(blobs, blob.as_str(), &directory, name, AtFlags::empty()) {
+        let blob = self.variant(variant)?;
+        let (blobs, file) = (&self.store.0.blobs, blob.to_string());
+        match linkat(blobs, file.as_str(), &directory, name, AtFlags::empty()) {
             Ok(()) => Ok(()),
-            Err(Errno::EMLINK) => self.copy(&blob, variant, directory.as_fd(), name),
+            Err(Errno::EMLINK) => self.copy(&file, variant, directory.as_fd(), name),
+            Err(Errno::ENOENT) => {
+                self.store.0.index.lock().remove(&blob);
+                Err(StoreError::Gone)
+            }
             Err(errno) => Err(self.store.io("link a blob")(errno.into())),
         }
-    }
-
-    /// Whether linking this variant needs no new space.
-    pub fn has_variant(&self, variant: Variant) -> bool {
-        self.store.0.index.lock().name_of(&self.id, variant).is_some()
     }
 
     fn variant(&self, variant: Variant) -> Result<BlobName, StoreError> {
         let (wanted, any) = {
             let mut index = self.store.0.index.lock();
             index.touch(&self.id, variant);
-            (index.name_of(&self.id, variant), index.any_name(&self.id))
+            (index.name_of(&self.id, variant), index.find(&self.id))
         };
-        if let Some(name) = wanted {
-            return Ok(name);
+        match (wanted, any) {
+            (Some(name), _) => Ok(name),
+            (None, Some((base, true))) => fill::copy_variant(&self.store, &base, variant),
+            (None, _) => Err(StoreError::Gone),
         }
-        let base = any.expect("a leased blob has at least one variant");
-        fill::copy_variant(&self.store, &base, variant)
     }
 
     fn copy(
@@ -95,27 +93,18 @@ impl Drop for Lease {
     }
 }
 
-/// Room set aside for fills; what is not used returns when it is dropped.
+/// Room set aside for blobs to come, shared with all who wait for the same; what is not used
+/// returns when the last of them is dropped.
 #[derive(Debug)]
 pub struct Reservation {
     pub(super) store: Store,
-    pub(super) bytes: Mutex<u64>,
+    pub(super) wanted: Vec<Wanted>,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut index = self.store.0.index.lock();
-        index.release(*self.bytes.lock());
+        index.release(&self.wanted);
         self.store.0.show(&index);
-    }
-}
-
-impl Reservation {
-    /// Turns reserved bytes into used ones; the caller adds the blob in the same breath.
-    pub(super) fn spend(&self, index: &mut Index, bytes: u64) {
-        let mut left = self.bytes.lock();
-        let spent = bytes.min(*left);
-        *left -= spent;
-        index.release(spent);
     }
 }

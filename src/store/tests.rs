@@ -56,8 +56,15 @@ fn version(key: &str, size: u64) -> ObjectVersion {
     }
 }
 
-fn need(bytes: u64) -> Need {
-    Need { bytes, inodes: 1 }
+/// So many bytes that nobody else waits for.
+fn need(bytes: u64) -> Vec<Wanted> {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let key = format!("need-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    wanted(&key, bytes)
+}
+
+fn wanted(key: &str, size: u64) -> Vec<Wanted> {
+    vec![Wanted { id: BlobId::of(&version(key, size)), variant: PLAIN, size }]
 }
 
 fn put(store: &Store, key: &str, content: &'static [u8], who: &str) -> Lease {
@@ -71,12 +78,14 @@ fn try_put(
     who: &str,
 ) -> Result<Lease, StoreError> {
     let size = content.len() as u64;
-    let reservation = store.reserve(need(pages(size)))?;
-    let fill = store.fill(&version(key, size))?;
+    let is_here = store.holds(&version(key, size), PLAIN);
+    let wanted = if is_here { Vec::new() } else { wanted(key, size) };
+    let reservation = Arc::new(store.reserve(wanted, 1)?);
+    let fill = store.fill(&version(key, size), reservation)?;
     fill.write_at(0, &[Bytes::from_static(content)])?;
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, content);
     let content = Content { crc, modified: SystemTime::UNIX_EPOCH };
-    fill.commit(principal(who), PLAIN, content, &reservation)
+    fill.commit(principal(who), PLAIN, content)
 }
 
 #[test]
@@ -96,15 +105,15 @@ fn a_blob_is_for_those_whom_s3_let_read_it() {
 fn a_fill_that_is_dropped_leaves_nothing() {
     let fixture = Fixture::new();
     let store = fixture.open(10);
-    let reservation = store.reserve(need(PAGE)).unwrap();
-    let fill = store.fill(&version("k", 7)).unwrap();
+    let reservation = Arc::new(store.reserve(need(PAGE), 1).unwrap());
+    let fill = store.fill(&version("k", 7), Arc::clone(&reservation)).unwrap();
     fill.write_at(0, &[Bytes::from_static(b"cont")]).unwrap();
     assert_eq!(fixture.temporary_files(), 1);
     drop(fill);
     drop(reservation);
     assert_eq!(fixture.temporary_files(), 0);
     assert!(fixture.blobs().is_empty());
-    assert!(store.reserve(need(10 * PAGE)).is_ok(), "the room is free again");
+    assert!(store.reserve(need(10 * PAGE), 1).is_ok(), "the room is free again");
 }
 
 #[test]
@@ -134,12 +143,12 @@ fn what_is_linked_or_leased_is_never_evicted() {
     assert!(store.lookup(principal("a"), &version("idle", 1)).is_none(), "idle made room");
     assert!(store.lookup(principal("a"), &version("leased", 1)).is_some());
     assert_eq!(std::fs::read(&linked).unwrap(), b"1");
-    let full = store.reserve(need(2 * PAGE)).unwrap_err();
+    let full = store.reserve(need(2 * PAGE), 1).unwrap_err();
     assert_eq!(full.kind(), FailureKind::Exhausted);
     let text = full.to_string();
     assert!(text.contains("8192 bytes are needed and 4096 of 12288"), "{text}");
     drop(leased);
-    assert!(store.reserve(need(2 * PAGE)).is_ok());
+    assert!(store.reserve(need(2 * PAGE), 1).is_ok());
 }
 
 #[test]
@@ -161,10 +170,46 @@ fn the_least_recently_used_goes_first() {
 fn reservations_count_until_they_are_dropped() {
     let fixture = Fixture::new();
     let store = fixture.open(4);
-    let first = store.reserve(need(3 * PAGE)).unwrap();
-    assert!(store.reserve(need(2 * PAGE)).is_err());
+    let first = store.reserve(need(3 * PAGE), 1).unwrap();
+    assert!(store.reserve(need(2 * PAGE), 1).is_err());
     drop(first);
-    assert!(store.reserve(need(2 * PAGE)).is_ok());
+    assert!(store.reserve(need(2 * PAGE), 1).is_ok());
+}
+
+#[test]
+fn those_who_wait_for_one_blob_share_its_room() {
+    let fixture = Fixture::new();
+    let store = fixture.open(4);
+    let first = store.reserve(wanted("k", 3 * PAGE), 1).unwrap();
+    let second = store.reserve(wanted("k", 3 * PAGE), 1).unwrap();
+    assert!(store.reserve(wanted("other", 3 * PAGE), 1).is_err());
+    drop(first);
+    assert!(store.reserve(wanted("other", 3 * PAGE), 1).is_err(), "the second still waits");
+    drop(second);
+    assert!(store.reserve(wanted("other", 3 * PAGE), 1).is_ok());
+}
+
+#[test]
+fn a_store_has_one_owner() {
+    let fixture = Fixture::new();
+    let _store = fixture.open(4);
+    let capacity = ByteSize::from_bytes(PAGE);
+    let second = Store::open(Medium::Disk, fixture.directory.path(), capacity, &fixture.metrics);
+    assert!(matches!(second, Err(StoreError::Locked { .. })));
+}
+
+#[test]
+fn system_errors_have_a_kind() {
+    let kind = |errno| io_kind(&io::Error::from_raw_os_error(errno));
+    for errno in [nix::libc::ENOSPC, nix::libc::EDQUOT, nix::libc::EMFILE, nix::libc::ENFILE] {
+        assert_eq!(kind(errno), FailureKind::Exhausted, "{errno}");
+    }
+    assert_eq!(kind(nix::libc::EROFS), FailureKind::Precondition);
+    assert_eq!(kind(nix::libc::EIO), FailureKind::Internal);
+    // As tempfile wraps them.
+    let inner = io::Error::from_raw_os_error(nix::libc::EMFILE);
+    let wrapped = io::Error::new(inner.kind(), format!("{inner} at path \"x\""));
+    assert_eq!(io_kind(&wrapped), FailureKind::Exhausted);
 }
 
 #[test]
@@ -177,20 +222,71 @@ fn after_a_restart_old_blobs_count_but_are_given_to_nobody() {
     assert_eq!(fixture.temporary_files(), 0);
     assert!(store.lookup(principal("a"), &version("k", 7)).is_none());
     assert_eq!(store.0.index.lock().used(), PAGE);
-    // Fetched again, it replaces what nobody vouches for.
-    let inode = |path: &PathBuf| std::fs::metadata(path).unwrap().ino();
-    let before: Vec<_> = fixture.blobs().iter().map(inode).collect();
-    drop(put(&store, "k", b"content", "a"));
-    assert_eq!(store.0.index.lock().used(), PAGE);
-    let names = fixture.blobs();
-    assert_eq!(names.len(), 2, "the blob and the stranger");
-    let stayed = names.iter().filter(|path| before.contains(&inode(path))).count();
-    assert_eq!(stayed, 1, "only the stranger");
     // And old blobs make room like any other.
     drop(store);
     let store = fixture.open(1);
     drop(put(&store, "other", b"x", "a"));
     assert_eq!(store.0.index.lock().used(), PAGE);
+}
+
+#[test]
+fn a_full_store_serves_its_own_blobs_after_a_restart() {
+    let fixture = Fixture::new();
+    let lease = put(&fixture.open(1), "k", b"content", "a");
+    fixture.link(&lease, PLAIN, "shown");
+    drop(lease);
+    let store = fixture.open(1);
+    let inode = |path: &PathBuf| std::fs::metadata(path).unwrap().ino();
+    let before = inode(&fixture.blobs()[0]);
+    drop(put(&store, "k", b"content", "a"));
+    assert_eq!(inode(&fixture.blobs()[0]), before, "compared, not written again");
+    assert!(store.lookup(principal("a"), &version("k", 7)).is_some());
+    assert_eq!(store.0.index.lock().used(), PAGE);
+}
+
+#[test]
+fn a_blob_that_rotted_is_replaced() {
+    for rot in [&b"CONTENT"[..], b"cont"] {
+        let fixture = Fixture::new();
+        drop(put(&fixture.open(4), "k", b"content", "a"));
+        std::fs::write(&fixture.blobs()[0], rot).unwrap();
+        let store = fixture.open(4);
+        let error = try_put(&store, "k", b"content", "a").unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Corrupt);
+        assert!(fixture.blobs().is_empty(), "the bad file is gone");
+        let lease = put(&store, "k", b"content", "a");
+        let shown = fixture.link(&lease, PLAIN, "shown");
+        assert_eq!(std::fs::read(shown).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn bytes_being_written_are_not_counted_twice() {
+    let metrics = Metrics::new();
+    let directory = tempfile::tempdir().unwrap();
+    let capacity = ByteSize::from_bytes(10 * PAGE);
+    let store = Store::open(Medium::Disk, directory.path(), capacity, &metrics).unwrap();
+    let reservation = Arc::new(store.reserve(need(6 * PAGE), 1).unwrap());
+    let fill = store.fill(&version("k", 6 * PAGE), reservation).unwrap();
+    let outstanding = || store.0.index.lock().outstanding();
+    assert_eq!(outstanding(), 6 * PAGE);
+    fill.write_at(0, &[Bytes::from(vec![1; 4 * 4096])]).unwrap();
+    assert_eq!(outstanding(), 2 * PAGE, "the file system counts what is written");
+    drop(fill);
+    assert_eq!(outstanding(), 0, "with the fill goes its reservation");
+}
+
+#[test]
+fn a_file_that_disappeared_is_told_as_stale() {
+    let fixture = Fixture::new();
+    let store = fixture.open(4);
+    let lease = put(&store, "k", b"content", "a");
+    std::fs::remove_file(&fixture.blobs()[0]).unwrap();
+    let directory = std::fs::File::open(fixture.directory.path()).unwrap();
+    let error = lease.link(PLAIN, &directory, "x").unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Stale);
+    drop(lease);
+    assert!(store.lookup(principal("a"), &version("k", 7)).is_none());
 }
 
 #[test]

@@ -38,7 +38,7 @@ use crate::{
     failure::FailureKind,
     listing::{Entry, Listing},
     relpath::RelPath,
-    store::{BlobId, Lease, StoreError, Variant},
+    store::{BlobId, Lease, Reservation, StoreError, Variant},
     volume::{Layout, Ownership},
 };
 
@@ -81,8 +81,15 @@ impl ViewError {
     }
 }
 
-/// The blobs of a revision, pinned while they are linked.
-pub type Leases = HashMap<BlobId, Arc<Lease>>;
+/// The blobs of a revision, pinned while they are linked, and room for the variants of them that
+/// have to be made.
+#[derive(Debug)]
+pub struct Leases {
+    /// Each entry's blob.
+    pub blobs: HashMap<BlobId, Arc<Lease>>,
+    /// Set aside when the listing was admitted.
+    pub reservation: Arc<Reservation>,
+}
 
 /// The files of one volume.
 #[derive(Debug, Clone)]
@@ -111,9 +118,9 @@ impl LinkFarm {
 
     /// How many names a listing needs: what a tmpfs counts as inodes.
     pub fn names(listing: &Listing) -> u64 {
-        let names = listing.entries().len() + listing.directories().len();
         // The symlinks at the top, and the directories that every volume has.
-        (names + listing.entries().len().min(top_names(listing).len()) + 5) as u64
+        let own = top_names(listing).len() + 5;
+        (listing.entries().len() + listing.directories().len() + own) as u64
     }
 
     /// Builds the volume's first revision from nothing, replacing what an unfinished attempt left.
@@ -224,7 +231,7 @@ impl LinkFarm {
 
     fn own(&self, directory: &OwnedFd, path: &Path) -> Result<(), ViewError> {
         let Ownership { uid, gid, dir_mode, .. } = self.ownership;
-        // What we make is root's already.
+        // What we make is root's already: no directory of the store hands its group on.
         if (uid, gid) != (0, 0) {
             fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                 .map_err(|errno| failed("set the owner of", path, errno))?;
@@ -253,7 +260,7 @@ fn link(
     variant: Variant,
     directory: impl AsFd,
 ) -> Result<(), ViewError> {
-    let lease = leases.get(&BlobId::of(&entry.object.version));
+    let lease = leases.blobs.get(&BlobId::of(&entry.object.version));
     let lease = lease.expect("every entry's blob was leased before it is linked");
     lease
         .link(variant, directory, entry.path.file_name())

@@ -66,8 +66,13 @@ impl PublishArguments {
     }
 }
 
+/// A value as a message shows it; a URL with a user in it is not shown.
 fn quoted(value: Option<&str>, absent: &str) -> String {
-    value.map_or_else(|| absent.to_owned(), |value| format!("{value:?}"))
+    match value {
+        None => absent.to_owned(),
+        Some(value) if value.contains('@') => "\"(not shown)\"".to_owned(),
+        Some(value) => format!("{value:?}"),
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,16 @@ pub(crate) async fn broken_bodies_are_fetched_again(mut fixture: Fixture) {
     assert!(std::fs::read(target.join("piece")).unwrap() == content[..50_000]);
 }
 
+pub(crate) async fn broken_listings_are_asked_for_again(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let faults = fixture.embedded().faults();
+    for action in [Action::Truncate(300), Action::ResetAfter(300), Action::Truncate(0)] {
+        faults.add(Fault::new(action).on("ListObjectsV2").times(1));
+        let target = fixture.publish(&fixture.pod("certs")).await;
+        assert_eq!(tree(&target).len(), 4);
+    }
+}
+
 pub(crate) async fn corrupt_bytes_are_never_shown(mut fixture: Fixture) {
     fixture.reconfigure("fetch: { partSize: 64Ki, bytesInFlight: 1Mi }\n").await;
     let multipart = PutOptions { part_size: Some(100_000), ..PutOptions::default() };
@@ -86,6 +96,22 @@ pub(crate) async fn an_object_that_changes_is_listed_again(fixture: Fixture) {
     embedded.faults().add(Fault::get(Action::ChangeETag).key("d/file"));
     let status = fixture.refused(&fixture.pod("d"), Code::Unavailable).await;
     assert!(status.message().contains("changed"), "{status:?}");
+}
+
+pub(crate) async fn a_large_object_that_goes_is_listed_again(mut fixture: Fixture) {
+    fixture.reconfigure("fetch: { partSize: 64Ki }\n").await;
+    let embedded = fixture.embedded();
+    embedded.put(&fixture.bucket, "g/large", vec![1; 200_000]);
+    embedded.put(&fixture.bucket, "g/stays", "stays");
+    embedded.faults().add(Fault::new(Action::Delay(Duration::from_millis(500))).on("HeadObject"));
+    embedded.reset_requests();
+    let publishing = fixture.publish_meanwhile(&fixture.pod("g"));
+    while embedded.requests().of("HeadObject") == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    embedded.delete(&fixture.bucket, "g/large");
+    let target = publishing.await.unwrap().unwrap();
+    assert_eq!(tree(&target), crate::fixture::files(&[("stays", "stays")]));
 }
 
 pub(crate) async fn an_endpoint_that_is_down_is_unavailable(fixture: Fixture) {

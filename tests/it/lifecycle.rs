@@ -226,6 +226,110 @@ pub(crate) async fn a_foreign_mount_gives_way(fixture: Fixture) {
     fixture.assert_nothing_left();
 }
 
+pub(crate) async fn lost_files_are_brought_again(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs").with("view", "disk");
+    let target = fixture.publish(&pod).await;
+    umount2(&target, MntFlags::MNT_DETACH).unwrap();
+    for volume in std::fs::read_dir(fixture.home.path().join("disk/v1/volumes")).unwrap() {
+        std::fs::remove_dir_all(volume.unwrap().path()).unwrap();
+    }
+    fixture.publish(&pod).await;
+    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+}
+
+pub(crate) async fn one_bad_volume_stops_no_other(mut fixture: Fixture) {
+    fixture.put_certificates().await;
+    let (bad, good) = (fixture.pod("certs"), fixture.pod("certs"));
+    let target = fixture.publish(&bad).await;
+    fixture.publish(&good).await;
+    if let Some(plugin) = fixture.plugin.take() {
+        plugin.kill();
+    }
+    umount2(&target, MntFlags::MNT_DETACH).unwrap();
+    std::fs::write(target.join("stray"), "somebody's").unwrap();
+    fixture.restart().await;
+    assert!(fixture.home.log().contains("failed to recover a volume"));
+    fixture.publish(&good).await;
+    fixture.unpublish(&good).await;
+    let status = fixture.kubelet.unpublish(&bad).await.unwrap_err();
+    assert!(status.message().contains("stray"), "nothing of others is removed: {status:?}");
+    std::fs::remove_file(target.join("stray")).unwrap();
+    fixture.unpublish(&bad).await;
+    fixture.assert_nothing_left();
+}
+
+pub(crate) async fn another_kubelet_directory_touches_nothing(mut fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs");
+    let target = fixture.publish(&pod).await;
+    let config = fixture.home.path().join("config.yaml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let elsewhere = fixture.home.path().join("plugin");
+    let moved = format!("kubeletDir: {}\n", elsewhere.display());
+    let rest = text.split_once('\n').unwrap().1;
+    std::fs::write(&config, format!("{moved}{rest}")).unwrap();
+    fixture.restart().await;
+    assert_eq!(tree(&target)["keystore.jks"], "keystore", "the pod goes on reading");
+    std::fs::write(&config, text).unwrap();
+    fixture.restart().await;
+    fixture.unpublish(&pod).await;
+    fixture.assert_nothing_left();
+}
+
+pub(crate) async fn a_full_store_is_served_after_a_restart(mut fixture: Fixture) {
+    let config = Fixture::config(&fixture.server, "").replace("size: 64Mi", "size: 1Mi");
+    fixture.home.configure(&config);
+    fixture.restart().await;
+    fixture.put("a/large", vec![1; 700 << 10]).await;
+    fixture.publish(&fixture.pod("a")).await;
+    fixture.restart().await;
+    let target = fixture.publish(&fixture.pod("a")).await;
+    assert_eq!(std::fs::read(target.join("large")).unwrap(), vec![1; 700 << 10]);
+    let blobs = fixture.home.state_dir().join("memory/v1/blobs");
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 1, "one copy");
+}
+
+pub(crate) async fn the_condition_tells_what_is_wrong(fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs");
+    let target = fixture.publish(&pod).await;
+    let condition =
+        || async { fixture.kubelet.stats(&pod).await.unwrap().volume_condition.unwrap() };
+    let good = condition().await;
+    assert!(!good.abnormal && good.message.starts_with("3 objects, 24 bytes as of 20"), "{good:?}");
+    fixture.publish(&pod.clone().with_secrets(&[("accesskey", "half")])).await;
+    let half = condition().await;
+    assert!(!half.abnormal && half.message.contains("secretkey"), "{half:?}");
+    fixture.publish(&pod).await;
+    assert_eq!(condition().await.message, good.message);
+    umount2(&target, MntFlags::MNT_DETACH).unwrap();
+    let lost = condition().await;
+    assert!(lost.abnormal && lost.message.contains("not mounted"), "{lost:?}");
+}
+
+pub(crate) async fn sigterm_is_bounded(mut fixture: Fixture) {
+    use std::io::Write;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
+    fixture.put_certificates().await;
+    fixture.embedded().faults().add(Fault::get(Action::Stall(1)));
+    let publishing = fixture.publish_meanwhile(&fixture.pod("certs"));
+    let mut half = std::net::TcpStream::connect(address).unwrap();
+    half.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    while fixture.embedded().requests().gets() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let began = std::time::Instant::now();
+    let plugin = fixture.plugin.take().unwrap();
+    let status = tokio::task::spawn_blocking(|| plugin.terminate()).await.unwrap();
+    assert!(status.success(), "{status}");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert_eq!(publishing.await.unwrap().unwrap_err().code(), Code::Unavailable);
+}
+
 pub(crate) async fn sigterm_leaves_the_mounts(mut fixture: Fixture) {
     fixture.put_certificates().await;
     let pod = fixture.pod("certs");

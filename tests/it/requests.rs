@@ -169,6 +169,13 @@ pub(crate) async fn unused_blobs_make_room(mut fixture: Fixture) {
     fixture.refused(&a, Code::ResourceExhausted).await;
 }
 
+pub(crate) async fn those_who_wait_for_one_object_need_its_room_once(fixture: Fixture) {
+    fixture.put("a/large", vec![1; 10 << 20]).await;
+    fixture.embedded().latency(Some(Duration::from_millis(500)));
+    let pods: Vec<Pod> = (0..20).map(|_| fixture.pod("a")).collect();
+    join_all(pods.iter().map(|pod| fixture.publish(pod))).await;
+}
+
 pub(crate) async fn large_objects_are_asked_for_in_parts(mut fixture: Fixture) {
     fixture.reconfigure("fetch: { partSize: 64Ki, bytesInFlight: 256Ki }\n").await;
     let size = 1_000_000;
@@ -186,4 +193,31 @@ pub(crate) async fn large_objects_are_asked_for_in_parts(mut fixture: Fixture) {
             || (logged.call.range.is_some() && logged.call.if_match.is_some())
     };
     assert!(fixture.embedded().log().iter().all(ranged));
+}
+
+pub(crate) async fn many_large_objects_do_not_wait_for_each_other(mut fixture: Fixture) {
+    fixture.reconfigure("fetch: { partSize: 64Ki }\n").await;
+    // More than the plugin has threads for blocking work.
+    for number in 0..80 {
+        let content = vec![number; 130_000];
+        fixture.embedded().put(&fixture.bucket, &format!("large/{number:02}"), content);
+    }
+    let mut pod = fixture.pod("large");
+    pod.timeout = Duration::from_secs(40);
+    let target = fixture.publish(&pod).await;
+    for number in 0..80 {
+        let content = std::fs::read(target.join(format!("{number:02}"))).unwrap();
+        assert!(content == vec![number; 130_000], "{number}");
+    }
+}
+
+pub(crate) async fn a_key_cannot_ask_for_too_many_directories(fixture: Fixture) {
+    for number in 0..20 {
+        let key = format!("deep/{number}/{}x", "d/".repeat(100));
+        fixture.embedded().put(&fixture.bucket, &key, "x");
+    }
+    let pod = fixture.pod("deep").with("maxObjects", "1000");
+    let status = fixture.refused(&pod, Code::ResourceExhausted).await;
+    assert!(status.message().contains("directories"), "{status:?}");
+    fixture.publish(&fixture.pod("deep")).await;
 }

@@ -25,13 +25,15 @@ pub(crate) struct Home {
     directory: TempDir,
     program: PathBuf,
     env: Vec<(String, String)>,
+    log_level: String,
 }
 
 impl Home {
     /// Makes the directories. `program` is the `s3view-node` to run.
     pub(crate) fn new(program: impl Into<PathBuf>, config: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("s3view-").tempdir().expect("a directory");
-        let home = Self { directory, program: program.into(), env: Vec::new() };
+        let home =
+            Self { directory, program: program.into(), env: Vec::new(), log_level: "debug".into() };
         for name in ["kubelet", "state", "disk", "plugin"] {
             std::fs::create_dir(home.path().join(name)).expect("an empty directory");
         }
@@ -45,6 +47,11 @@ impl Home {
         let text = format!("kubeletDir: {}\n{config}", kubelet.display())
             .replace("DISK", self.path().join("disk").to_str().expect("a plain path"));
         std::fs::write(self.path().join("config.yaml"), text).expect("a writable directory");
+    }
+
+    /// Sets the log level of later starts.
+    pub(crate) fn set_log_level(&mut self, level: &str) {
+        level.clone_into(&mut self.log_level);
     }
 
     /// Sets the environment of later starts.
@@ -83,7 +90,7 @@ impl Home {
         let mut command = Command::new(&self.program);
         command
             .arg(format!("--endpoint=unix://{}", self.socket().display()))
-            .args(["--node-id", "node-1", "--log-level", "debug"])
+            .args(["--node-id", "node-1", "--log-level", &self.log_level])
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--config")

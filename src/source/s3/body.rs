@@ -137,16 +137,6 @@ fn etag_is_md5(output: &GetObjectOutput, object: &Object) -> bool {
     object.version.etag.md5().is_some() && !kms && output.sse_customer_algorithm().is_none()
 }
 
-/// A listed object that is gone changed since it was listed: the remedy is to list again.
-///
-/// Objects that the user named by version stay an error of their own, at the caller.
-pub(super) fn stale_if_gone(error: SourceError) -> SourceError {
-    if error.kind() == FailureKind::NotFound && !error.to_string().contains("NoSuchBucket") {
-        return SourceError::new(FailureKind::Stale, error.to_string());
-    }
-    error
-}
-
 impl Body {
     pub(super) fn held(
         self,

@@ -95,12 +95,16 @@ pub(super) struct Client {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ClientKey {
     principal: Principal,
+    /// One URL may be configured under several names, with different settings.
+    endpoint: String,
     region: String,
 }
 
 /// An endpoint, ready to be called.
 #[derive(Debug)]
 struct Endpoint {
+    /// Its name in the configuration; empty for a URL or AWS itself.
+    name: String,
     id: EndpointId,
     config: EndpointConfig,
     http: SharedHttpClient,
@@ -141,7 +145,7 @@ impl S3Clients {
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in &config.endpoints {
             match read_bundle(endpoint)
-                .and_then(|pem| Endpoint::new(endpoint.clone(), pem, Route::Configured))
+                .and_then(|pem| Endpoint::new(name, endpoint.clone(), pem, Route::Configured))
             {
                 Ok(endpoint) => drop(endpoints.insert(name.clone(), Arc::new(endpoint))),
                 Err(text) => problems.add(format!("endpoints.{name}.caBundle"), text),
@@ -199,9 +203,9 @@ impl S3Clients {
         let endpoint = match (configured, bundle) {
             (Some(endpoint), None) => return Ok(Arc::clone(endpoint)),
             (Some(endpoint), bundle) => {
-                Endpoint::new(endpoint.config.clone(), bundle, Route::Configured)
+                Endpoint::new(&endpoint.name, endpoint.config.clone(), bundle, Route::Configured)
             }
-            (None, bundle) => Endpoint::new(unconfigured(access), bundle, self.route(access)?),
+            (None, bundle) => Endpoint::new("", unconfigured(access), bundle, self.route(access)?),
         };
         let invalid = |text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}"));
         endpoint.map(Arc::new).map_err(invalid)
@@ -233,7 +237,8 @@ impl S3Clients {
         let secret = keys.secret_access_key.expose_secret();
         let principal = Principal::credential(&endpoint.id, &keys.access_key_id, secret, token);
         let region = region.unwrap_or(&endpoint.config.region).to_owned();
-        let key = ClientKey { principal, region: region.clone() };
+        let name = endpoint.name.clone();
+        let key = ClientKey { principal, endpoint: name, region: region.clone() };
         let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
             return client;
@@ -251,13 +256,14 @@ impl S3Clients {
 
 impl Endpoint {
     fn new(
+        name: &str,
         config: EndpointConfig,
         ca_bundle: Option<Vec<u8>>,
         route: Route,
     ) -> Result<Self, String> {
         let id = EndpointId::new(config.url.as_str(), ca_bundle.as_deref());
         let http = http_client(&config.url, ca_bundle, route)?;
-        Ok(Self { id, config, http })
+        Ok(Self { name: name.to_owned(), id, config, http })
     }
 
     fn sdk_config(&self, region: String, credentials: Credentials) -> aws_sdk_s3::Config {

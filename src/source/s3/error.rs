@@ -106,6 +106,12 @@ where
         None => return explain_unanswered(error, what),
     };
     let code = error.code().unwrap_or_default();
+    if (200..300).contains(&status) {
+        // Cut off, garbled, or not S3 at all: nothing in it can be believed.
+        let chain = printable(&full_message(error));
+        let text = format!("{what}: the endpoint's answer cannot be read ({chain})");
+        return SourceError::new(FailureKind::Unavailable, text);
+    }
     if WRONG_REGION.contains(&code) || status == 301 {
         return SourceError::new(
             FailureKind::Invalid,
@@ -121,7 +127,8 @@ where
         (code, None | Some("")) => code.to_owned(),
         (code, Some(text)) => format!("{code}: {}", printable(text)),
     };
-    SourceError::new(kind, format!("{what}: S3 answered {said}; {remedy}"))
+    let error = SourceError::new(kind, format!("{what}: S3 answered {said}; {remedy}"));
+    if code == "NoSuchBucket" { error.of_missing_bucket() } else { error }
 }
 
 fn meaning(status: u16, code: &str) -> Meaning {

@@ -7,6 +7,14 @@ use aws_sdk_s3::{
     primitives::DateTime,
     types::EncodingType,
 };
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{Intercept, context::AfterDeserializationInterceptorContextRef},
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::config_bag::ConfigBag;
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
 
@@ -35,6 +43,36 @@ impl Place {
     }
 }
 
+/// Refuses a listing whose end is missing. The SDK's reader takes the end of the input for the end
+/// of the document, and a cut listing would look like a bucket with fewer objects.
+#[derive(Debug)]
+pub(super) struct WholeListing;
+
+#[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
+impl Intercept for WholeListing {
+    fn name(&self) -> &'static str {
+        "WholeListing"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let response = context.response();
+        let body = response.body().bytes().unwrap_or_default();
+        if response.status().is_success() && !is_whole(body) {
+            return Err("the listing is cut off".into());
+        }
+        Ok(())
+    }
+}
+
+fn is_whole(listing: &[u8]) -> bool {
+    listing.trim_ascii_end().ends_with(b"</ListBucketResult>")
+}
+
 /// One page of a listing.
 #[derive(Debug)]
 pub(super) struct Page {
@@ -55,6 +93,8 @@ pub(super) enum Unusable {
     Elsewhere(String),
     #[error("the listing is said to go on, but no continuation token is given")]
     NoToken,
+    #[error("the listing goes on with the same continuation token again")]
+    SameToken,
 }
 
 /// Makes the error for an unusable answer.
@@ -142,6 +182,13 @@ mod tests {
     #[test]
     fn a_key_that_is_not_utf8_is_refused() {
         assert!(decode("%FF").is_err());
+    }
+
+    #[test]
+    fn a_listing_without_its_end_is_not_whole() {
+        assert!(is_whole(b"<ListBucketResult></ListBucketResult>\n"));
+        assert!(!is_whole(b"<ListBucketResult><Contents><Key>a</Key></Contents>"));
+        assert!(!is_whole(b""));
     }
 
     #[test]
