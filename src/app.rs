@@ -137,12 +137,11 @@ async fn finish(
     tasks: &Tasks,
 ) -> Result<(), ServeError> {
     tracing::info!("stopping: no new calls, finishing what runs");
-    let outcome = match timeout(GRACE / 2, &mut serving).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            node.drain().await;
-            serving.await
-        }
+    let outcome = if let Ok(outcome) = timeout(GRACE / 2, &mut serving).await {
+        outcome
+    } else {
+        node.drain().await;
+        serving.await
     };
     node.drain().await;
     tasks.drain().await;

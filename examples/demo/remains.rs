@@ -24,7 +24,7 @@ impl Remains {
         Ok(Self {
             mounts: home.mounts().len(),
             directories: count(&memory.join("v1/volumes"))? + count(&disk.join("v1/volumes"))?,
-            entries: count(&home.state_dir().join("registry"))?,
+            entries: count(&home.state_dir().join("memory/registry"))?,
         })
     }
 

@@ -4,7 +4,7 @@
 //! `Aborted` from a publish as "outcome unknown" and every other code as "surely nothing is
 //! mounted": it then forgets the volume and never asks to unpublish it. So a kind may map to such
 //! a final code only because the node undoes its work before it fails with that kind. The one
-//! exception is ALREADY_EXISTS, which CSI demands for a target that is published with other
+//! exception is `ALREADY_EXISTS`, which CSI demands for a target that is published with other
 //! arguments: that target stays mounted, and the kubelet never changes a volume's arguments.
 
 use tonic::{Code, Status};

@@ -170,7 +170,10 @@ impl Preparation {
                 Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
                     attempt += 1;
                     tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
-                    let pause = async { Ok(sleep(Duration::from_millis(50 << attempt)).await) };
+                    let pause = async {
+                        sleep(Duration::from_millis(50 << attempt)).await;
+                        Ok(())
+                    };
                     self.unless_ended(context, pause).await?;
                     listing = self.list(context, plan).await?;
                 }

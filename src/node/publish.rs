@@ -60,16 +60,13 @@ impl Node {
         let place = Place { key, target, arguments };
         let mut secrets = Some(secrets);
         loop {
-            let state = match self.0.volumes.get(&place.key) {
-                Some(state) => state,
-                None => {
-                    self.settle_unknown_mount(&place).await?;
-                    match secrets.take() {
-                        Some(secrets) => self.begin(&place, &attributes, secrets)?,
-                        // The state that this call began is gone already: an unpublish came.
-                        None => return Err(NodeError::Busy),
-                    }
-                }
+            let state = if let Some(state) = self.0.volumes.get(&place.key) {
+                state
+            } else {
+                self.settle_unknown_mount(&place).await?;
+                // Taken before: the state that this call began is gone, so an unpublish came.
+                let secrets = secrets.take().ok_or(NodeError::Busy)?;
+                self.begin(&place, &attributes, secrets)?
             };
             match state {
                 State::Unpublishing { .. } => return Err(NodeError::Busy),

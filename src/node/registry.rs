@@ -1,13 +1,14 @@
-//! What is published, on disk: one small file for each target path, without secrets.
+//! What is published: one small file for each target path, without secrets.
 //!
 //! ```text
-//! <state>/registry/<key>.jsonl      one JSON object a line; the last readable one counts
+//! <state>/memory/registry/<key>.jsonl      one JSON object a line; the last readable one counts
 //! ```
 //!
-//! A record is appended, which on most file systems is a fraction of what a new file and a rename
-//! cost, and it begins with a line break: a record that a crash tore stays alone on its line. There
-//! is no fsync: what has to be survived is a crash of the process; after a power loss the mounts
-//! are gone as well. A file without a readable line is therefore dropped. A record is written before
+//! It lies on the memory store's tmpfs, because it has to live exactly as long as the mounts that
+//! it describes: through every crash and upgrade of the process, and not through a reboot.
+//!
+//! A record is appended, and begins with a line break: one that a crash tore stays alone on its
+//! line. A file without a readable line is dropped. A record is written before
 //! a publish has its first effect and the file removed after an unpublish had its last, so whatever
 //! exists on the node is either in an entry or garbage.
 

@@ -95,7 +95,7 @@ impl Node {
             Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
             Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,
         );
-        let registry = state.join("registry");
+        let registry = memory.join("registry");
         let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;
         let clients = S3Clients::new(&config, Arc::clone(&metrics))?;
         let node = Self(Arc::new(Context {
@@ -242,6 +242,9 @@ pub fn check(config: &Config) -> Problems {
     problems
 }
 
+/// Room on the memory store's tmpfs for the registry: a page for each of four thousand volumes.
+const REGISTRY: u64 = 16 << 20;
+
 /// Hard links, directories and symlinks count as inodes on a tmpfs: room for a blob on every page,
 /// and for two volumes that show as much as one may.
 fn tmpfs_options(config: &Config) -> TmpfsOptions {
@@ -250,7 +253,11 @@ fn tmpfs_options(config: &Config) -> TmpfsOptions {
     let names = config.limits.max_objects.tmpfs.saturating_mul(4).min(1 << 40);
     // Whether the node swaps is asked at each publish: it is no reason not to start.
     let swap = SwapPolicy::Allow;
-    TmpfsOptions { size_bytes: size, inodes: (size / PAGE).saturating_add(names), swap }
+    TmpfsOptions {
+        size_bytes: size.saturating_add(REGISTRY),
+        inodes: (size / PAGE).saturating_add(names),
+        swap,
+    }
 }
 
 fn create_private(path: &Path) -> Result<(), StartError> {

@@ -139,7 +139,7 @@ impl Fixture {
             assert_eq!(files(store.join("v1/volumes")), Vec::<PathBuf>::new());
             assert_eq!(files(store.join("v1/tmp")), Vec::<PathBuf>::new());
         }
-        assert_eq!(files(self.home.state_dir().join("registry")), Vec::<PathBuf>::new());
+        assert_eq!(files(self.home.state_dir().join("memory/registry")), Vec::<PathBuf>::new());
     }
 
     /// Spark's uid, where this machine can map it.

@@ -190,7 +190,7 @@ pub(crate) async fn a_mount_without_record_is_adopted(mut fixture: Fixture) {
     fixture.put_certificates().await;
     let pod = fixture.pod("certs");
     let before = identity(&fixture.publish(&pod).await);
-    for entry in std::fs::read_dir(fixture.home.state_dir().join("registry")).unwrap() {
+    for entry in std::fs::read_dir(fixture.home.state_dir().join("memory/registry")).unwrap() {
         std::fs::write(entry.unwrap().path(), "{ torn").unwrap();
     }
     fixture.restart().await;

@@ -233,7 +233,7 @@ pub(crate) async fn secrets_appear_nowhere(fixture: Fixture) {
     assert!(!status.message().contains(MARK), "{status:?}");
     assert!(!fixture.home.log().contains(MARK), "a secret is in the log");
     let mut seen = HashMap::new();
-    for entry in std::fs::read_dir(fixture.home.state_dir().join("registry")).unwrap() {
+    for entry in std::fs::read_dir(fixture.home.state_dir().join("memory/registry")).unwrap() {
         let path = entry.unwrap().path();
         seen.insert(path.clone(), std::fs::read_to_string(&path).unwrap());
     }
