@@ -243,7 +243,7 @@ impl Store {
         let root = directory.join(LAYOUT);
         let tmp = root.join("tmp");
         create_private(&root).map_err(failed("create a directory"))?;
-        let lock = File::options().create(true).write(true).open(root.join("lock"));
+        let lock = File::options().create(true).append(true).open(root.join("lock"));
         // A read-only medium still shows what it has.
         let lock = lock.or_else(|_| File::open(root.join("lock")));
         let lock = lock.map_err(failed("open the lock"))?;

@@ -182,7 +182,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Mounts `source` here, as [`bind_read_only`](super::bind_read_only).
+    /// Mounts `source` here, read-only for everyone and private; see the module's rules.
     ///
     /// # Errors
     /// `System`; nothing is mounted then.
@@ -199,7 +199,7 @@ impl Target {
         point::is_mounted(&self.reach()).map_err(|failed| failed.at(&self.path))
     }
 
-    /// Unmounts everything here, as [`unmount_all`](super::unmount_all).
+    /// Unmounts everything here, lazily, whatever is stacked on it.
     ///
     /// # Errors
     /// `System`.

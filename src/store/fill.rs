@@ -81,12 +81,11 @@ impl Fill {
         reservation: Arc<Reservation>,
     ) -> Result<Self, StoreError> {
         let id = BlobId::of(version);
-        let target = match open_here(&store, &id) {
-            Some(target) => target,
-            None => {
-                let failed = store.io("create a temporary file");
-                Target::New(NamedTempFile::new_in(store.0.root.join("tmp")).map_err(failed)?)
-            }
+        let target = if let Some(here) = open_here(&store, &id) {
+            here
+        } else {
+            let failed = store.io("create a temporary file");
+            Target::New(NamedTempFile::new_in(store.0.root.join("tmp")).map_err(failed)?)
         };
         let written = Written { store: store.clone(), bytes: AtomicU64::new(0) };
         Ok(Self { id, size: version.size, store, target, written, _reservation: reservation })
@@ -171,13 +170,11 @@ impl Fill {
 /// Opens the content of `id`, if the store has it.
 fn open_here(store: &Store, id: &BlobId) -> Option<Target> {
     let (name, fresh) = store.0.index.lock().find(id)?;
-    match File::open(store.0.root.join("blobs").join(name.to_string())) {
-        Ok(file) => Some(Target::Here { name, file, fresh }),
-        Err(_) => {
-            store.0.index.lock().remove(&name);
-            None
-        }
+    let opened = File::open(store.0.root.join("blobs").join(name.to_string()));
+    if opened.is_err() {
+        store.0.index.lock().remove(&name);
     }
+    opened.ok().map(|file| Target::Here { name, file, fresh })
 }
 
 /// Renames a dressed file into place, unless the same blob came first.
