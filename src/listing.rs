@@ -178,6 +178,16 @@ impl ListingBuilder {
         }
     }
 
+    /// How many files and directories there are so far.
+    pub fn len(&self) -> usize {
+        self.files.len() + self.directories.len()
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Ends one source and starts the next: how many files and markers did it give?
     pub fn next_source(&mut self) -> usize {
         self.source += 1;

@@ -55,6 +55,9 @@ impl ResolveError {
     }
 }
 
+/// How many files and directories are put in order in passing.
+const FEW: usize = 1000;
+
 /// Asks for every source in turn and puts the answers together.
 pub(super) async fn resolve(source: &S3Source, spec: &VolumeSpec) -> Result<Listing, ResolveError> {
     let mut builder = ListingBuilder::new(spec.max_objects);
@@ -64,8 +67,14 @@ pub(super) async fn resolve(source: &S3Source, spec: &VolumeSpec) -> Result<List
             return Err(empty(source, part));
         }
     }
-    // Sorting a million keys is no work for the threads that answer everybody else.
-    Ok(blocking(move || builder.finish()).await?)
+    // Sorting a million keys is no work for the threads that answer everybody else; sorting a few
+    // is less work than going to another thread.
+    let finished = if builder.len() <= FEW {
+        builder.finish()
+    } else {
+        blocking(move || builder.finish()).await
+    };
+    Ok(finished?)
 }
 
 async fn add(
