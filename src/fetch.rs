@@ -41,6 +41,10 @@ use crate::{
 /// The unit in which bytes in flight are counted, so that a semaphore's `u32` reaches terabytes.
 const UNIT: u64 = 1024;
 
+/// Up to this size in bytes, an object goes into a tmpfs without a visit to the blocking threads: it
+/// waits for no disk, and going there and back costs as much as the few system calls that it takes.
+const IN_PASSING: u64 = 64 << 10;
+
 /// Why content could not be brought here.
 #[derive(Debug, Clone, Error)]
 pub enum FetchError {
@@ -293,15 +297,17 @@ impl Job {
         drop(body);
         let (order, object) = (self.order.clone(), self.object.clone());
         let reservation = Arc::clone(&self.reservation);
-        blocking(move || {
+        let in_passing =
+            order.store.medium() == Medium::Memory && object.version.size <= IN_PASSING;
+        let store = move || {
             let crc = Verifier::whole(&chunks, etag_is_md5.then_some(&object.version.etag))
                 .map_err(|problem| corrupt(&object, &problem))?;
             let fill = order.store.fill(&object.version, reservation)?;
             fill.write_at(0, &chunks)?;
             let content = Content { crc, modified: object.last_modified };
             Ok(fill.commit(order.source.principal(), order.variant, content)?)
-        })
-        .await
+        };
+        if in_passing { store() } else { blocking(store).await }
     }
 }
 
