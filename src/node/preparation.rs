@@ -124,12 +124,6 @@ impl Preparation {
         }
     }
 
-    /// Does the work. The caller removes what a failed one made, and calls
-    /// [`Preparation::finish`].
-    pub(super) async fn run(&self, context: &Context, plan: Plan) -> Result<Prepared, NodeError> {
-        self.prepare(context, &plan).await
-    }
-
     /// What it failed with, if it did.
     pub(super) fn failure(&self) -> Option<NodeError> {
         self.outcome.borrow().as_ref().and_then(|outcome| outcome.as_ref().err().cloned())
@@ -155,7 +149,9 @@ impl Preparation {
         }
     }
 
-    async fn prepare(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
+    /// Does the work. The caller removes what a failed one made, and calls
+    /// [`Preparation::finish`].
+    pub(super) async fn run(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
         let recorded = {
             let (registry, entry) = (context.registry.clone(), plan.entry.clone());
             blocking(move || registry.write(&entry))

@@ -115,7 +115,7 @@ impl Node {
     /// Runs a preparation to its end, and removes a finished one that nobody came for.
     async fn prepare(&self, key: VolumeKey, preparation: Arc<Preparation>, plan: Plan) {
         // A defect of ours must not leave the path in a state that nothing ends.
-        let running = AssertUnwindSafe(preparation.run(&self.0, plan)).catch_unwind();
+        let running = AssertUnwindSafe(preparation.run(&self.0, &plan)).catch_unwind();
         let outcome = running.await.unwrap_or(Err(NodeError::Panicked));
         if let Err(error) = outcome {
             self.0.discard_files(key.clone()).await;
