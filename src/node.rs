@@ -15,6 +15,7 @@ mod volumes;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     future::Future,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -48,7 +49,6 @@ use crate::{
 };
 
 /// A request to publish, as the kubelet sent it.
-#[derive(Debug)]
 pub struct PublishRequest {
     /// The volume's id.
     pub volume_id: String,
@@ -62,6 +62,18 @@ pub struct PublishRequest {
     pub secrets: VolumeSecretsInput,
     /// When the call must have been answered.
     pub deadline: Instant,
+}
+
+impl fmt::Debug for PublishRequest {
+    /// Names of attributes only: the context may hold a service account token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishRequest")
+            .field("volume_id", &self.volume_id)
+            .field("target", &self.target)
+            .field("attributes", &self.attributes.keys())
+            .field("secrets", &self.secrets)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The secrets of a request on their way to the parser; zeroised if they never get there.
@@ -85,8 +97,8 @@ impl Drop for VolumeSecretsInput {
     }
 }
 
-impl std::fmt::Debug for VolumeSecretsInput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for VolumeSecretsInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "VolumeSecretsInput({} keys)", self.0.len())
     }
 }
@@ -240,4 +252,24 @@ fn describe(summary: &Summary, trouble: Option<&str>) -> String {
     parts.extend(Some(skipped.as_str()).filter(|skipped| !skipped.is_empty()).map(str::to_owned));
     parts.extend(trouble.map(str::to_owned));
     parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_prints_no_token_and_no_secret() {
+        let token = ("csi.storage.k8s.io/serviceAccount.tokens", "MARKED");
+        let map = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        let request = PublishRequest {
+            volume_id: "v".into(),
+            target: "/t".into(),
+            attributes: BTreeMap::from([map(token)]),
+            mount_group: None,
+            secrets: VolumeSecretsInput::new(HashMap::from([map(("secretkey", "MARKED"))])),
+            deadline: Instant::now(),
+        };
+        assert!(!format!("{request:?}").contains("MARKED"));
+    }
 }
