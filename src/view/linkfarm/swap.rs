@@ -58,7 +58,7 @@ impl Root {
         for child in root.children()? {
             match child.text() {
                 Some(name) if name.starts_with("..") => {
-                    found.revisions.extend(revision_number(name))
+                    found.revisions.extend(revision_number(name));
                 }
                 Some(name) => drop(found.names.insert(name.to_owned())),
                 None => {}
