@@ -225,11 +225,11 @@ impl LinkFarm {
     ///
     /// # Errors
     /// What the file system answers; stale if a blob is gone, or an entry to be kept is not there
-    /// and was not leased. After an error nothing is certain: with `symlinks` either revision may be
-    /// shown (the new one only if a name at the top could not be made or removed), with `files` a
-    /// mix of both. Each path is whole or absent all the same. The caller asks
-    /// [`LinkFarm::tidy`] for what is left over and [`LinkFarm::read`] for what can be kept, and
-    /// replaces again.
+    /// (or has as many links as a file can have) and was not leased. After an error nothing is
+    /// certain: with `symlinks` either revision may be shown (the new one only if a name at the top
+    /// could not be made or removed), with `files` a mix of both. Each path is whole or absent all
+    /// the same. The caller asks [`LinkFarm::tidy`] for what is left over and [`LinkFarm::read`]
+    /// for what can be kept, and replaces again.
     ///
     /// # Blocking
     /// With `symlinks`, one link for each file and four calls for each directory. With `files`, one

@@ -70,8 +70,8 @@ impl Root {
     /// Removes what a replacement built and did not come to show.
     fn remove_unfinished(&self, root: &Directory) -> Result<(), ViewError> {
         root.remove(NEW_DATA)?;
-        let unfinished = self.revisions.range(self.current + 1..);
-        unfinished.into_iter().try_for_each(|number| root.remove(&revision_name(*number)))
+        let mut unfinished = self.revisions.range(self.current + 1..);
+        unfinished.try_for_each(|number| root.remove(&revision_name(*number)))
     }
 
     /// Makes the names at the top those of the revision that is shown.
@@ -95,9 +95,8 @@ pub(super) fn replace(
     found.remove_unfinished(root)?;
     let revision = found.current + 1;
     if let Err(error) = show(root, revision, listing, ownership, link) {
-        let unfinished =
-            Root { revisions: [revision].into(), current: found.current, ..Root::default() };
-        if let Err(error) = unfinished.remove_unfinished(root) {
+        let removed = root.remove(NEW_DATA).and_then(|()| root.remove(&revision_name(revision)));
+        if let Err(error) = removed {
             tracing::warn!(%error, "failed to remove an unfinished revision; the next one will");
         }
         return Err(error);

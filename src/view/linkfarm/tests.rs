@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use nix::{
     mount::{MsFlags, mount, umount},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
     unistd::{getegid, geteuid},
 };
 use test_case::test_case;
@@ -249,6 +250,23 @@ fn plain_files_that_are_kept_are_not_touched() {
     assert_eq!(replaced, Replaced { revision: 0, retired: None });
     assert_eq!(["same", "d/same", "d"].map(|name| look(name).ino()), before);
     assert_ne!(look("d/changed").ino(), changed);
+}
+
+#[test_case(Layout::Symlinks, "", "..data"; "the swap")]
+#[test_case(Layout::Files, "d", "changed"; "a file")]
+fn who_watches_a_directory_sees_what_changed_move_in(layout: Layout, place: &str, name: &str) {
+    let fixture = Fixture::new(layout);
+    fixture.create(OLD);
+    let watch = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).unwrap();
+    let what = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
+    watch.add_watch(&fixture.root().join(place), what).unwrap();
+    fixture.replace(NEW);
+    let events = watch.read_events().unwrap();
+    let moved = events.iter().filter(|event| event.mask.contains(AddWatchFlags::IN_MOVED_TO));
+    assert_eq!(moved.map(|event| event.name.clone().unwrap()).collect::<Vec<_>>(), [name]);
+    let told = |name: &str| events.iter().any(|event| event.name.as_deref() == Some(name.as_ref()));
+    assert!(!told("same"));
+    assert_eq!(told("gone"), place.is_empty(), "it was at the top");
 }
 
 #[test]
