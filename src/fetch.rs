@@ -131,11 +131,44 @@ struct FlightKey {
 
 /// Volumes with equal keys resolve to equal listings.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ListingKey {
+pub struct ListingKey {
     principal: Principal,
     /// Part of every object version in the listing.
     sse_key: Option<SseKeyDigest>,
     sources: String,
+}
+
+impl ListingKey {
+    /// The key of what `spec` asks for over `source`.
+    pub fn new(source: &S3Source, spec: &VolumeSpec) -> Self {
+        Self {
+            principal: source.principal(),
+            sse_key: source.sse_key_digest(),
+            sources: spec.sources_key(),
+        }
+    }
+
+    /// A key without a source.
+    #[cfg(test)]
+    pub(crate) fn for_tests(principal: Principal, sources: &str) -> Self {
+        Self { principal, sse_key: None, sources: sources.to_owned() }
+    }
+
+    /// Who asks.
+    pub fn principal(&self) -> Principal {
+        self.principal
+    }
+
+    /// The customer key that the objects are encrypted with.
+    pub fn sse_key(&self) -> Option<SseKeyDigest> {
+        self.sse_key
+    }
+
+    /// What is asked for, as text: different for different sources and customer keys.
+    pub fn subject(&self) -> String {
+        let sse_key = self.sse_key.map(|digest| hex::encode(digest.0)).unwrap_or_default();
+        format!("{sse_key} {}", self.sources)
+    }
 }
 
 /// What is being fetched, for whom, and where to.
@@ -191,11 +224,7 @@ impl Fetcher {
         source: &S3Source,
         spec: &Arc<VolumeSpec>,
     ) -> Result<Arc<Listing>, ResolveError> {
-        let key = ListingKey {
-            principal: source.principal(),
-            sse_key: source.sse_key_digest(),
-            sources: spec.sources_key(),
-        };
+        let key = ListingKey::new(source, spec);
         let (source, spec) = (source.clone(), Arc::clone(spec));
         let work = move || async move { resolve::resolve(&source, &spec).await.map(Arc::new) };
         self.0.listings.join(key, work).await

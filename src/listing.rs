@@ -5,8 +5,14 @@
 //! reported. That decision needs the whole set (a key `a` is a file until `a/b` turns up), which is
 //! why no path is handed out earlier.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, HashSet},
+    fmt,
+    time::SystemTime,
+};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
@@ -36,8 +42,24 @@ pub struct Listing {
     skipped: Skipped,
 }
 
-/// The keys that could not become paths.
+/// The difference between what is shown and what a listing asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The files that are new or have other content.
+    pub files: HashSet<RelPath>,
+    /// Whether anything else differs: files that go, directories that come or go.
+    pub names_differ: bool,
+}
+
+impl Changes {
+    /// Whether a reader would see no difference.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && !self.names_differ
+    }
+}
+
+/// The keys that could not become paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     count: u64,
     first: Vec<String>,
@@ -90,6 +112,26 @@ impl ListingError {
 }
 
 impl Listing {
+    /// A listing from its parts, as they were given out before.
+    ///
+    /// `None` if they are no listing: a path twice, or a file whose directory is missing or is a
+    /// file itself.
+    pub fn from_parts(
+        mut entries: Vec<Entry>,
+        mut directories: Vec<RelPath>,
+        skipped: Skipped,
+    ) -> Option<Self> {
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        directories.sort_unstable();
+        let known: HashSet<&RelPath> = directories.iter().collect();
+        let stands = |path: &RelPath| path.parent().is_none_or(|parent| known.contains(&parent));
+        let once = entries.array_windows().all(|[a, b]| a.path != b.path)
+            && known.len() == directories.len();
+        let files = entries.iter().all(|e| stands(&e.path) && !known.contains(&e.path));
+        let good = once && files && directories.iter().all(stands);
+        good.then_some(Self { entries, directories, skipped })
+    }
+
     /// The files, sorted by path.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -103,6 +145,37 @@ impl Listing {
     /// What could not be shown.
     pub fn skipped(&self) -> &Skipped {
         &self.skipped
+    }
+
+    /// What changes for a reader when this listing takes the place of `old`.
+    ///
+    /// An object is the same if its version is: an upload of equal content has another time, and
+    /// changes nothing.
+    pub fn changes_from(&self, old: &Self) -> Changes {
+        let mut before = old.entries.iter().peekable();
+        let mut changes = Changes::default();
+        for entry in &self.entries {
+            while before.peek().is_some_and(|old| old.path < entry.path) {
+                before.next();
+                changes.names_differ = true;
+            }
+            match before.peek().map(|old| (old.path.cmp(&entry.path), *old)) {
+                Some((Ordering::Equal, old)) => {
+                    before.next();
+                    if old.object.version != entry.object.version {
+                        changes.files.insert(entry.path.clone());
+                    }
+                }
+                _ => drop(changes.files.insert(entry.path.clone())),
+            }
+        }
+        changes.names_differ |= before.next().is_some() || self.directories != old.directories;
+        changes
+    }
+
+    /// When the youngest object was written; `None` without objects.
+    pub fn newest(&self) -> Option<SystemTime> {
+        self.entries.iter().map(|entry| entry.object.last_modified).max()
     }
 
     /// The sum of the sizes in bytes, each rounded up to a multiple of `unit` (1: exact).

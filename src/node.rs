@@ -5,10 +5,17 @@
 //! Nothing is mounted while nobody waits, so a call that answered with an error left no mount.
 
 mod error;
+mod pace;
 mod preparation;
 mod publish;
+mod published;
+mod records;
 mod recover;
+mod refresh;
 mod registry;
+mod republish;
+mod revision;
+mod settle;
 mod start;
 mod unpublish;
 mod volumes;
@@ -22,6 +29,7 @@ use std::{
     sync::Arc,
 };
 
+use prometheus::IntGaugeVec;
 use tokio::time::Instant;
 use zeroize::Zeroize;
 
@@ -31,6 +39,8 @@ pub use self::{
     start::{StartError, check},
 };
 use self::{
+    records::Records,
+    refresh::Refresher,
     registry::{Registry, VolumeKey},
     start::StateLock,
     volumes::{State, Volumes},
@@ -40,7 +50,7 @@ use crate::{
     fetch::Fetcher,
     mount::{KubeletDir, TargetPath},
     problems::Problems,
-    source::s3::S3Clients,
+    source::{NodeKey, s3::S3Clients},
     store::{Medium, Stores},
     task::{Tasks, blocking},
     telemetry::metrics::Metrics,
@@ -127,7 +137,11 @@ struct Context {
     _lock: StateLock,
     fetcher: Fetcher,
     registry: Registry,
+    records: Records,
+    /// Seals principals for the registry and the records.
+    node_key: NodeKey,
     volumes: Volumes,
+    refresher: Refresher,
     tasks: Tasks,
     metrics: Arc<Metrics>,
 }
@@ -181,10 +195,16 @@ impl Context {
     }
 
     fn count_volumes(&self) {
+        let volumes = self.volumes.published();
         for view in [ViewKind::Tmpfs, ViewKind::Disk] {
-            let count = self.volumes.count(|entry| entry.view == view);
-            let gauge = self.metrics.volumes.with_label_values(&[view.as_str()]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            let of_view = || volumes.iter().filter(|(_, published)| published.view == view);
+            let show = |gauges: &IntGaugeVec, count: usize| {
+                let gauge = gauges.with_label_values(&[view.as_str()]);
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            };
+            show(&self.metrics.volumes, of_view().count());
+            let stale = of_view().filter(|(_, published)| published.is_failing()).count();
+            show(&self.metrics.stale_volumes, stale);
         }
     }
 }
@@ -199,20 +219,14 @@ impl Node {
             || NodeError::NotPublished { volume_id: volume_id.to_owned(), target: path.to_owned() };
         let target = TargetPath::parse(path, &self.0.kubelet).map_err(|_| missing())?;
         let published = match self.0.volumes.get(&VolumeKey::of(target.as_path())) {
-            Some(State::Published(published))
-                if published.entry.arguments.volume_id() == volume_id =>
-            {
+            Some(State::Published(published)) if published.arguments.volume_id() == volume_id => {
                 published
             }
             _ => return Err(missing()),
         };
         let node = self.clone();
         let mounted = blocking(move || node.0.is_mounted(&target)).await?;
-        let summary = published.entry.summary.clone();
-        let trouble = published.trouble.lock().clone();
-        let trouble = if mounted { trouble } else { Some("it is not mounted any more".into()) };
-        let message = describe(&summary, trouble.as_deref());
-        Ok(VolumeStatus { abnormal: !mounted, message, summary })
+        Ok(published.status(mounted))
     }
 
     /// Runs `work` as a task of the node, so that it ends even if the caller goes away.
@@ -239,19 +253,6 @@ fn remove_files(stores: &Stores, registry: &Registry, key: &VolumeKey) -> Result
         linkfarm::remove_all(&store.volumes().join(key.as_str()))?;
     }
     registry.remove(key)
-}
-
-fn describe(summary: &Summary, trouble: Option<&str>) -> String {
-    let Summary { objects, bytes, skipped, resolved_at, .. } = summary;
-    let resolved = jiff::Timestamp::from_second(i64::try_from(*resolved_at).unwrap_or(0));
-    let as_of = resolved.map_or_else(|_| String::new(), |time| format!(" as of {time}"));
-    let mut parts = match resolved_at {
-        0 => vec!["adopted after its record was lost: its figures are not known".to_owned()],
-        _ => vec![format!("{objects} objects, {bytes} bytes{as_of}")],
-    };
-    parts.extend(Some(skipped.as_str()).filter(|skipped| !skipped.is_empty()).map(str::to_owned));
-    parts.extend(trouble.map(str::to_owned));
-    parts.join("; ")
 }
 
 #[cfg(test)]

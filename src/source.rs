@@ -6,8 +6,11 @@ pub mod s3;
 
 use std::{fmt, sync::Arc};
 
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::{failure::FailureKind, object::EndpointId};
 
@@ -35,6 +38,45 @@ impl Principal {
             digest.update(part);
         }
         Self(digest.finalize().into())
+    }
+}
+
+/// A secret of the node, with which identities are written to disk: nobody who has the disk alone
+/// can search for the credential behind one.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct NodeKey([u8; 32]);
+
+impl NodeKey {
+    /// Takes 32 random bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// What `principal`, together with `subject`, is called on this node.
+    #[expect(clippy::missing_panics_doc, reason = "HMAC takes any key")]
+    pub fn seal(&self, principal: Principal, subject: &str) -> SealedPrincipal {
+        let mut digest = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes any key");
+        digest.update(&principal.0);
+        digest.update(subject.as_bytes());
+        SealedPrincipal(hex::encode(&digest.finalize().into_bytes()[..20]))
+    }
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeKey(not shown)")
+    }
+}
+
+/// A [`Principal`] in a form that may be kept on disk: equal for equal principals of one node, and
+/// of no use elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SealedPrincipal(String);
+
+impl SealedPrincipal {
+    /// 40 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -115,6 +157,18 @@ mod tests {
             Principal::credential(&here, "a", "bc", None),
             Principal::credential(&here, "ab", "c", None)
         );
+    }
+
+    #[test]
+    fn a_sealed_principal_needs_the_key_of_the_node() {
+        let endpoint = EndpointId::new("http://a", None);
+        let principal = |id| Principal::credential(&endpoint, id, "secret", None);
+        let (here, there) = (NodeKey::new([1; 32]), NodeKey::new([2; 32]));
+        assert_eq!(here.seal(principal("id"), ""), here.seal(principal("id"), ""));
+        assert_ne!(here.seal(principal("id"), ""), here.seal(principal("other"), ""));
+        assert_ne!(here.seal(principal("id"), ""), here.seal(principal("id"), "subject"));
+        assert_ne!(here.seal(principal("id"), ""), there.seal(principal("id"), ""));
+        assert!(!format!("{here:?}").contains('1'));
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! <root>/v1/blobs/<id>-<size>-<crc>-<uid>-<gid>-<mode>   one file for each variant of a blob
 //! <root>/v1/tmp/                                         fills under way
 //! <root>/v1/volumes/<volume>/                            revisions: hard links to blobs
+//! <root>/v1/records/                                     what principals were allowed to read
 //! ```
 //!
 //! Rules. A blob's file is complete and verified before it has its name, and never changes after.
 //! Ownership, mode and mtime live on the inode, so a blob has one *variant* for each combination of
 //! owner and mode. A blob is handed out only to a principal whom S3 let read that very object
-//! version. What a volume links (`st_nlink` above one) or a [`Lease`] pins is never evicted; the
+//! version: it fetched it, or the caller vouches for it. A file of an earlier run on the disk is read
+//! through before it is handed out. What a volume links (`st_nlink` above one) or a [`Lease`] pins is never evicted; the
 //! link count is the kernel's, so it survives a restart and cannot drift as a counter of ours could.
 //!
 //! The names carry everything that the index needs: a start scans one directory and reads no file.
@@ -19,9 +21,11 @@
 //! No async code and no locks across system calls other than the index's own: it can be modelled.
 
 mod blob;
+mod error;
 mod fill;
 mod index;
 mod lease;
+mod verify;
 
 use std::{
     fmt,
@@ -37,23 +41,23 @@ use nix::{
     fcntl::{AtFlags, Flock, FlockArg, OFlag, open},
     sys::{
         stat::{Mode as Permissions, fstatat},
-        statvfs::statvfs,
+        statvfs::{FsFlags, statvfs},
     },
     unistd::{UnlinkatFlags, unlinkat},
 };
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
-use thiserror::Error;
 
-use self::{blob::BlobName, index::Index};
+pub(crate) use self::error::io_kind;
+use self::{blob::BlobName, error::io_error, index::Index, verify::Readings};
 pub use self::{
     blob::{BlobId, Variant},
+    error::StoreError,
     fill::{Content, Fill},
     lease::{Lease, Reservation},
 };
 use crate::{
-    failure::FailureKind, object::ObjectVersion, source::Principal, telemetry::metrics::Metrics,
-    units::ByteSize,
+    object::ObjectVersion, source::Principal, telemetry::metrics::Metrics, units::ByteSize,
 };
 
 /// The version of the layout on disk; another layout gets another directory.
@@ -84,97 +88,6 @@ impl Medium {
     }
 }
 
-/// Why the store could not do something.
-#[derive(Debug, Clone, Error)]
-pub enum StoreError {
-    /// Not enough room, even after eviction.
-    #[error(
-        "the {} store has no room: {needed} bytes are needed and {available} of {capacity} bytes \
-         are available (the rest is shown by volumes or reserved by publishes under way); raise \
-         store.{}.size, or lower what volumes show",
-        medium.as_str(), medium.as_str()
-    )]
-    Full {
-        /// The medium.
-        medium: Medium,
-        /// Bytes that the request needs.
-        needed: u64,
-        /// Bytes that could be given to it.
-        available: u64,
-        /// The configured size.
-        capacity: u64,
-    },
-    /// The medium's file system has no inodes left.
-    #[error(
-        "the {} store has no room: {needed} inodes are needed and {available} are available",
-        medium.as_str()
-    )]
-    Inodes {
-        /// The medium.
-        medium: Medium,
-        /// Inodes that the request needs.
-        needed: u64,
-        /// Inodes that are free.
-        available: u64,
-    },
-    /// The medium's file system refused.
-    #[error("failed to {action} in the {} store: {error}", medium.as_str())]
-    Io {
-        /// The medium.
-        medium: Medium,
-        /// What was attempted.
-        action: &'static str,
-        /// What the system said.
-        #[source]
-        error: Arc<io::Error>,
-    },
-    /// Another process has the store.
-    #[error(
-        "another node plugin uses the {} store at {}; give each a directory of its own",
-        medium.as_str(), root.display()
-    )]
-    Locked {
-        /// The medium.
-        medium: Medium,
-        /// Where it is.
-        root: PathBuf,
-    },
-    /// A blob's file is not there any more; listing and fetching again will help.
-    #[error("a blob disappeared from the store")]
-    Gone,
-    /// The content is not what the object version promised.
-    #[error("{0}")]
-    Corrupt(String),
-}
-
-impl StoreError {
-    /// The kind of this failure.
-    pub fn kind(&self) -> FailureKind {
-        match self {
-            Self::Full { .. } | Self::Inodes { .. } => FailureKind::Exhausted,
-            Self::Io { error, .. } => io_kind(error),
-            Self::Locked { .. } => FailureKind::Precondition,
-            Self::Gone => FailureKind::Stale,
-            Self::Corrupt(_) => FailureKind::Corrupt,
-        }
-    }
-}
-
-/// The kind of an I/O error on our own files.
-///
-/// By `ErrorKind` where there is one: tempfile wraps errors so that nothing but kind and text of
-/// what the system answered remains.
-pub(crate) fn io_kind(error: &io::Error) -> FailureKind {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
-            FailureKind::Exhausted
-        }
-        io::ErrorKind::ReadOnlyFilesystem => FailureKind::Precondition,
-        _ if error.to_string().contains("Too many open files") => FailureKind::Exhausted,
-        _ => FailureKind::Internal,
-    }
-}
-
 /// A variant of a blob that is not here yet.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -195,6 +108,16 @@ struct Need {
     inodes: u64,
 }
 
+/// What can still be taken.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Bytes by our own count.
+    counted: u64,
+    /// Bytes that the file system has and nobody was promised.
+    free: u64,
+    inodes: u64,
+}
+
 /// One medium's blobs. Cheap to clone.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
@@ -205,6 +128,7 @@ struct Inner {
     blobs: OwnedFd,
     capacity: u64,
     index: Mutex<Index>,
+    readings: Readings,
     gauges: Gauges,
     /// One plugin to a store; released by the kernel when the process ends.
     _lock: Flock<File>,
@@ -226,13 +150,14 @@ impl fmt::Debug for Store {
 
 impl Store {
     /// Opens the store below `directory`, which must exist; finds the blobs of earlier runs and
-    /// removes what earlier runs left half done.
+    /// removes what earlier runs left half done. A store that is there is opened on a read-only
+    /// file system too: it shows what it has, and takes writes once the file system does.
     ///
     /// # Errors
     /// What the file system answers.
     ///
     /// # Blocking
-    /// Reads one directory; 100,000 blobs take well under a second.
+    /// Reads the names in one directory and opens no blob; 100,000 blobs take well under a second.
     pub fn open(
         medium: Medium,
         directory: &Path,
@@ -241,26 +166,20 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let failed = |action| move |error: io::Error| io_error(medium, action, error);
         let root = directory.join(LAYOUT);
-        let tmp = root.join("tmp");
-        create_private(&root).map_err(failed("create a directory"))?;
+        for path in [root.clone(), root.join("blobs"), root.join("tmp"), root.join("volumes")] {
+            create_private(&path).map_err(failed("create a directory"))?;
+        }
         let lock = File::options().create(true).append(true).open(root.join("lock"));
         // A read-only medium still shows what it has.
         let lock = lock.or_else(|_| File::open(root.join("lock")));
         let lock = lock.map_err(failed("open the lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::Locked { medium, root: root.clone() })?;
-        if tmp.exists()
-            && let Err(error) = std::fs::remove_dir_all(&tmp)
-        {
-            tracing::warn!(%error, path = %tmp.display(), "failed to remove unfinished blobs");
-        }
-        for name in ["blobs", "tmp", "volumes"] {
-            create_private(&root.join(name)).map_err(failed("create a directory"))?;
-        }
+        empty(&root.join("tmp"));
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let blobs = open(&root.join("blobs"), flags, Permissions::empty())
             .map_err(|errno| failed("open the blobs")(errno.into()))?;
-        let index = Index::scan(&root.join("blobs")).map_err(failed("read the blobs"))?;
+        let index = Index::scan(&root.join("blobs"), medium).map_err(failed("read the blobs"))?;
         let label = &[medium.as_str()];
         let capacity = capacity.bytes();
         metrics.store_capacity_bytes.with_label_values(label).set(gauge(capacity));
@@ -274,10 +193,10 @@ impl Store {
             evictions: metrics.store_evictions.with_label_values(label),
         };
         let index = Mutex::new(index);
-        let store =
-            Self(Arc::new(Inner { medium, root, blobs, capacity, index, gauges, _lock: lock }));
-        store.0.show(&store.0.index.lock());
-        Ok(store)
+        let readings = Readings::default();
+        let inner = Inner { medium, root, blobs, capacity, index, readings, gauges, _lock: lock };
+        inner.show(&inner.index.lock());
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The medium.
@@ -288,6 +207,11 @@ impl Store {
     /// The directory of all volumes' revisions.
     pub fn volumes(&self) -> PathBuf {
         self.0.root.join("volumes")
+    }
+
+    /// The directory for records of what principals were allowed to read; made by who writes one.
+    pub fn records(&self) -> PathBuf {
+        self.0.root.join("records")
     }
 
     /// A lease on the blob, if it is here and `principal` was allowed to read it.
@@ -305,38 +229,72 @@ impl Store {
         leased.then(|| Lease { store: self.clone(), id })
     }
 
+    /// A lease on the blob, for a caller with a record that S3 let `principal` read this very object
+    /// version: a volume that shows it, or a listing that was resolved for it. None if the blob is
+    /// not here: the caller fetches it. Not counted as a lookup.
+    ///
+    /// A file of an earlier run is verified first. One that is damaged is removed, and told in the
+    /// log; volumes that link it keep what they have.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    ///
+    /// # Blocking
+    /// May read all of the blob; waits for another thread that does.
+    pub fn vouch(
+        &self,
+        principal: Principal,
+        version: &ObjectVersion,
+    ) -> Result<Option<Lease>, StoreError> {
+        let id = BlobId::of(version);
+        // Pinned first, so that nobody evicts what is being read.
+        if !self.0.index.lock().pin(&id) {
+            return Ok(None);
+        }
+        let lease = Lease { store: self.clone(), id };
+        loop {
+            let found = self.0.index.lock().find(&id);
+            match found {
+                None => return Ok(None),
+                Some((_, true)) => break,
+                // Whatever the verdict, the next look finds another.
+                Some((name, false)) => drop(verify::verify(self, &name)?),
+            }
+        }
+        let permitted = self.0.index.lock().permit(&id, principal);
+        Ok(permitted.then_some(lease))
+    }
+
+    /// The inode number of the blob's file, if that variant is here, verified or not. A path with
+    /// this inode on this medium shows this blob.
+    pub fn inode(&self, id: &BlobId, variant: Variant) -> Option<u64> {
+        self.0.index.lock().inode(id, variant)
+    }
+
     /// Sets room aside for blobs, and `names` links and directories beside them, evicting the least
     /// recently used blobs that no volume links. Room that somebody else has set aside for the same
     /// blob is shared: of all who wait for it, one fetches it.
     ///
     /// # Errors
-    /// [`StoreError::Full`] or [`StoreError::Inodes`] with what is needed and what there is.
+    /// [`StoreError::Full`], [`StoreError::NoSpace`] or [`StoreError::Inodes`] with what is needed
+    /// and what there is; [`StoreError::ReadOnly`].
     ///
     /// # Blocking
     /// A few system calls; more when it evicts.
     pub fn reserve(&self, wanted: Vec<Wanted>, names: u64) -> Result<Reservation, StoreError> {
-        let Inner { medium, capacity, .. } = *self.0;
         let inodes = names + wanted.len() as u64;
         let need = |index: &Index| Need { bytes: index.uncovered(&wanted), inodes };
         let mut index = self.0.index.lock();
         let mut room = self.0.room(&index)?;
-        if !room.holds(need(&index)) {
-            let (candidates, missing) = (index.candidates(), room.missing(need(&index)));
+        if !room.need().holds(need(&index)) {
+            let (candidates, missing) = (index.candidates(), room.need().missing(need(&index)));
             drop(index);
             let unlinked = self.0.unlinked(candidates, missing);
             index = self.0.index.lock();
             self.0.evict(&mut index, unlinked);
             room = self.0.room(&index)?;
         }
-        let needed = need(&index);
-        if room.bytes < needed.bytes {
-            let (needed, available) = (needed.bytes, room.bytes);
-            return Err(StoreError::Full { medium, needed, available, capacity });
-        }
-        if room.inodes < needed.inodes {
-            let (needed, available) = (needed.inodes, room.inodes);
-            return Err(StoreError::Inodes { medium, needed, available });
-        }
+        self.0.check_room(room, need(&index))?;
         index.reserve(&wanted);
         self.0.show(&index);
         Ok(Reservation { store: self.clone(), wanted })
@@ -371,15 +329,42 @@ impl Inner {
         self.gauges.blobs.set(gauge(index.len() as u64));
     }
 
+    fn path_of(&self, name: &BlobName) -> PathBuf {
+        self.root.join("blobs").join(name.to_string())
+    }
+
     /// What can still be taken: by our own count, and by what the file system has.
-    fn room(&self, index: &Index) -> Result<Need, StoreError> {
+    fn room(&self, index: &Index) -> Result<Room, StoreError> {
         let space = statvfs(&self.root)
             .map_err(|errno| io_error(self.medium, "ask for free space", errno.into()))?;
+        if space.flags().contains(FsFlags::ST_RDONLY) {
+            return Err(StoreError::ReadOnly { medium: self.medium, root: self.root.clone() });
+        }
         let free = space.blocks_available().saturating_mul(space.fragment_size());
-        let counted = self.capacity.saturating_sub(index.used());
-        // Some file systems (btrfs) do not count inodes and report none in all.
-        let inodes = if space.files() == 0 { u64::MAX } else { space.files_available() };
-        Ok(Need { bytes: counted.min(free.saturating_sub(index.outstanding())), inodes })
+        Ok(Room {
+            counted: self.capacity.saturating_sub(index.used()),
+            free: free.saturating_sub(index.outstanding()),
+            // Some file systems (btrfs) do not count inodes and report none in all.
+            inodes: if space.files() == 0 { u64::MAX } else { space.files_available() },
+        })
+    }
+
+    fn check_room(&self, room: Room, need: Need) -> Result<(), StoreError> {
+        let Self { medium, capacity, .. } = *self;
+        let needed = need.bytes;
+        if room.counted < needed {
+            let available = room.need().bytes;
+            return Err(StoreError::Full { medium, needed, available, capacity });
+        }
+        if room.free < needed {
+            let available = room.free;
+            return Err(StoreError::NoSpace { medium, root: self.root.clone(), needed, available });
+        }
+        if room.inodes < need.inodes {
+            let (needed, available) = (need.inodes, room.inodes);
+            return Err(StoreError::Inodes { medium, needed, available });
+        }
+        Ok(())
     }
 
     /// The first of `candidates` that no volume links, as many as `wanted` takes.
@@ -423,6 +408,12 @@ impl Inner {
     }
 }
 
+impl Room {
+    fn need(self) -> Need {
+        Need { bytes: self.counted.min(self.free), inodes: self.inodes }
+    }
+}
+
 impl Need {
     fn holds(self, other: Self) -> bool {
         self.bytes >= other.bytes && self.inodes >= other.inodes
@@ -442,16 +433,12 @@ pub fn pages(size: u64) -> u64 {
     size.div_ceil(PAGE).saturating_mul(PAGE)
 }
 
-fn io_error(medium: Medium, action: &'static str, error: io::Error) -> StoreError {
-    StoreError::Io { medium, action, error: Arc::new(error) }
-}
-
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Makes a directory for root alone. Its mode is set even if it exists: below a setgid directory it
-/// would hand its group on to our files.
+/// would hand its group on to our files. One that exists on a read-only file system is left alone.
 fn create_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -459,7 +446,21 @@ fn create_private(path: &Path) -> io::Result<()> {
     if std::fs::metadata(path)?.permissions().mode() & 0o7777 == private.mode() {
         return Ok(());
     }
-    std::fs::set_permissions(path, private)
+    match std::fs::set_permissions(path, private) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        set => set,
+    }
+}
+
+/// Removes the files in a directory, as far as it can. The directory stays: where no file can be
+/// made, no directory can be made again either.
+fn empty(directory: &Path) {
+    let removed = std::fs::read_dir(directory).and_then(|files| {
+        files.into_iter().try_for_each(|file| std::fs::remove_file(file?.path()))
+    });
+    if let Err(error) = removed {
+        tracing::warn!(%error, path = %directory.display(), "failed to remove unfinished blobs");
+    }
 }
 
 /// The stores of a node: one on each medium.

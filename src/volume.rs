@@ -137,7 +137,8 @@ impl ViewKind {
 }
 
 /// How a revision stands in a volume's directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Layout {
     /// Symlinks through `..data`: all files change at once.
     Symlinks,
@@ -168,7 +169,7 @@ pub struct Role {
 }
 
 /// Whom the files of a volume belong to, and who may read them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ownership {
     /// The owner.
     pub uid: u32,

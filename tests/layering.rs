@@ -63,6 +63,8 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     // Outside of `mount`: files by descriptor, the lock on the state directory, the 0600 socket.
     ("nix", &["mount", "store", "view", "node::start", "csi::server"]),
     ("prost*", &["csi"]),
+    // Extended attributes, which nix does not have.
+    ("rustix", &["store"]),
     ("std::process::exit", &["bin"]),
     ("tonic*", &["csi"]),
 ];

@@ -189,3 +189,79 @@ proptest! {
         prop_assert_eq!(shown as u64 + listing.skipped().count(), keys.len() as u64);
     }
 }
+
+fn versioned(pairs: &[(&str, &str)]) -> Listing {
+    let mut builder = ListingBuilder::new(100);
+    for (key, etag) in pairs {
+        let mut object = object("bucket", key, u64::from(!key.ends_with('/')));
+        object.version.etag = ETag::new(etag);
+        builder.add_below(None, key, &Filter::default(), object).unwrap();
+    }
+    builder.finish().unwrap()
+}
+
+fn changed(new: &[(&str, &str)]) -> (Vec<String>, bool) {
+    let old = versioned(&[("a", "1"), ("d/b", "1"), ("d/c", "1"), ("e/", "0")]);
+    let changes = versioned(new).changes_from(&old);
+    let mut files: Vec<_> = changes.files.iter().map(ToString::to_string).collect();
+    files.sort();
+    (files, changes.names_differ)
+}
+
+#[test]
+fn changes_are_new_files_other_content_and_names_that_go() {
+    let same = [("a", "1"), ("d/b", "1"), ("d/c", "1"), ("e/", "0")];
+    assert_eq!(changed(&same), (vec![], false));
+    let overwritten = [("a", "1"), ("d/b", "2"), ("d/c", "1"), ("e/", "0")];
+    assert_eq!(changed(&overwritten), (vec!["d/b".into()], false));
+    let removed = [("d/b", "1"), ("d/c", "1"), ("e/", "0")];
+    assert_eq!(changed(&removed), (vec![], true));
+    let last_removed = [("a", "1"), ("d/b", "1"), ("e/", "0")];
+    assert_eq!(changed(&last_removed), (vec![], true));
+    let added = [("a", "1"), ("aa", "1"), ("d/b", "1"), ("d/c", "1"), ("e/", "0")];
+    assert_eq!(changed(&added), (vec!["aa".into()], false));
+    let fewer_directories = [("a", "1"), ("d/b", "1"), ("d/c", "1")];
+    assert_eq!(changed(&fewer_directories), (vec![], true));
+    assert_eq!(changed(&[]), (vec![], true));
+}
+
+#[test]
+fn an_upload_of_equal_content_changes_nothing() {
+    let old = list(&["a"]);
+    let mut object = object("bucket", "a", 1);
+    object.last_modified += std::time::Duration::from_hours(1);
+    let mut builder = ListingBuilder::new(1);
+    builder.add_below(None, "a", &Filter::default(), object).unwrap();
+    let new = builder.finish().unwrap();
+    assert_ne!(new, old);
+    assert!(new.changes_from(&old).is_empty());
+    assert!(new.newest() > old.newest());
+}
+
+proptest! {
+    #[test]
+    fn parts_of_a_listing_make_it_again(keys in proptest::collection::vec("[ab]{1,2}(/[ab]{1,2}){0,2}/?", 0..8)) {
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let listing = list(&keys);
+        let parts = (listing.entries().to_vec(), listing.directories().to_vec());
+        let again = Listing::from_parts(parts.0, parts.1, listing.skipped().clone());
+        prop_assert_eq!(again.as_ref(), Some(&listing));
+        prop_assert!(listing.changes_from(&listing).is_empty());
+        let empty = list(&[]);
+        prop_assert_eq!(listing.changes_from(&empty).files.len(), listing.entries().len());
+    }
+}
+
+#[test]
+fn what_is_no_listing_is_refused() {
+    let whole = list(&["a", "d/b"]);
+    let (entries, directories) = (whole.entries().to_vec(), whole.directories().to_vec());
+    let make = |entries: &[Entry], directories: &[RelPath]| {
+        Listing::from_parts(entries.to_vec(), directories.to_vec(), Skipped::default())
+    };
+    assert!(make(&entries, &directories).is_some());
+    assert!(make(&entries, &[]).is_none(), "a directory is missing");
+    assert!(make(&[entries.clone(), entries.clone()].concat(), &directories).is_none());
+    let file_and_directory = [directories.clone(), vec![RelPath::parse("a").unwrap()]].concat();
+    assert!(make(&entries, &file_and_directory).is_none());
+}

@@ -54,6 +54,11 @@ impl Entry {
     pub fn has_option(&self, name: &str) -> bool {
         self.options.split(',').chain(self.filesystem_options.split(',')).any(|it| it == name)
     }
+
+    /// Whether the mount shows a directory or file whose path ends in `place`, or something below.
+    pub fn shows(&self, place: &Path) -> bool {
+        self.root.ancestors().any(|path| path.ends_with(place))
+    }
 }
 
 /// A line that is not as the kernel writes it.
@@ -276,6 +281,19 @@ mod tests {
         fn no_text_like_a_line_panics(line in r"([0-9]{1,3} ){2}0:1 [ /\\0-7a-z:,-]{0,60}") {
             drop(parse(line.as_bytes()));
         }
+    }
+
+    #[test_case("/v1/volumes/a/root/..1", true; "the place")]
+    #[test_case("/v1/volumes/a/root/..1/sub/dir", true; "something below")]
+    #[test_case("/v1/volumes/a/root/..1/sub//deleted", true; "something removed below")]
+    #[test_case("/v1/volumes/a/root/..12", false; "a longer name")]
+    #[test_case("/v1/volumes/aa/root/..1", false; "a longer name above")]
+    #[test_case("/v1/volumes/a/root", false; "what holds it")]
+    #[test_case("/", false; "everything")]
+    fn a_mount_shows_a_place_and_what_is_below(root: &str, expected: bool) {
+        let line = format!("1 0 8:1 {root} /mnt rw - ext4 /dev/root rw");
+        let entry = &parse(line.as_bytes()).unwrap()[0];
+        assert_eq!(entry.shows(Path::new("a/root/..1")), expected);
     }
 
     #[test]

@@ -62,6 +62,14 @@ pub enum NodeError {
         /// The volume's `maxSize` in bytes.
         limit: u64,
     },
+    /// S3 cannot be reached, and what was read before cannot be shown either.
+    #[error("{error}; and nothing can be shown from before (whenUnavailable: cached): {why}")]
+    NotCached {
+        /// Why S3 cannot be reached.
+        error: Box<NodeError>,
+        /// Why nothing can be shown from before.
+        why: Arc<str>,
+    },
     /// The target is published with other arguments.
     #[error("the target path is published already, with other arguments: {difference}")]
     Incompatible {
@@ -113,6 +121,7 @@ impl NodeError {
             Self::Mount(error) => error.kind(),
             Self::Registry { error, .. } => crate::store::io_kind(error),
             Self::TooLarge { .. } => FailureKind::Exhausted,
+            Self::NotCached { error, .. } => error.kind(),
             Self::Incompatible { .. } => FailureKind::Incompatible,
             Self::NotPublished { .. } => FailureKind::NotFound,
             Self::Busy => FailureKind::Busy,

@@ -4,7 +4,12 @@
 //! ends when an unpublish cancels it, when nobody has asked for [`PATIENCE`], or with the plugin;
 //! then it removes what it made.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -13,25 +18,25 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, NodeError, registry::Entry, registry::Summary};
+use super::{
+    Context, NodeError,
+    records::{Recorded, Records},
+    registry::Entry,
+    revision::{self, Need, Recipe},
+    settle::Settling,
+};
 use crate::{
-    failure::FailureKind,
-    fetch::{Order, Progress},
+    failure::{FailureKind, full_message},
+    fetch::Progress,
     listing::Listing,
-    object::Object,
-    source::s3::S3Source,
-    store::{BlobId, PAGE, Store, Wanted},
+    store::{BlobId, Wanted},
     task::blocking,
-    units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
-    volume::{PublishArguments, VolumeSpec},
+    volume::{PublishArguments, WhenUnavailable},
 };
 
 /// How long work goes on without a call that waits for it.
 const PATIENCE: Duration = Duration::from_mins(10);
-
-/// How often a listing is made again because an object changed under it.
-const RELISTS: usize = 5;
 
 /// A publish under way.
 #[derive(Debug)]
@@ -48,17 +53,35 @@ pub(super) struct Preparation {
 pub(super) struct Prepared {
     pub(super) entry: Entry,
     /// Keeps the client, and with it the credentials, for the volume's life.
-    pub(super) source: S3Source,
+    pub(super) recipe: Arc<Recipe>,
+    /// What is shown, and when S3 was asked for it.
+    pub(super) listing: Arc<Listing>,
+    pub(super) asked_at: Instant,
+    /// Set if it is not what S3 has now.
+    pub(super) fallback: Option<Fallback>,
+}
+
+/// Why a volume shows what was read before.
+#[derive(Debug, Clone)]
+pub(super) struct Fallback {
+    /// Why S3 could not be reached.
+    pub(super) reason: String,
+    /// When S3 confirmed what is shown: seconds since the epoch.
+    pub(super) confirmed: u64,
+}
+
+/// A listing and when it was asked for.
+#[derive(Debug)]
+struct Listed {
+    asked_at: Instant,
+    listing: Arc<Listing>,
 }
 
 /// What is to be prepared.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) entry: Entry,
-    pub(super) spec: Arc<VolumeSpec>,
-    pub(super) source: S3Source,
-    pub(super) store: Store,
-    pub(super) farm: LinkFarm,
+    pub(super) recipe: Arc<Recipe>,
 }
 
 #[derive(Debug)]
@@ -157,42 +180,73 @@ impl Preparation {
             blocking(move || registry.write(&entry))
         };
         // A listing leaves nothing on the node, so it need not wait for the record.
-        let (recorded, listing) = futures::join!(recorded, self.list(context, plan));
+        let (recorded, first) = futures::join!(recorded, self.list(context, plan));
         recorded?;
-        let mut listing = listing?;
-        let mut attempt = 0;
-        let listing = loop {
-            match self.bring_and_show(context, plan, &listing).await {
-                Err(error) if error.kind() == FailureKind::Stale && attempt < RELISTS => {
-                    attempt += 1;
-                    tracing::debug!(%error, attempt, "an object changed meanwhile; listing again");
-                    let pause = async {
-                        sleep(Duration::from_millis(50 << attempt)).await;
-                        Ok(())
-                    };
-                    self.unless_ended(context, pause).await?;
-                    listing = self.list(context, plan).await?;
-                }
-                shown => break shown.map(|()| listing)?,
-            }
+        let shown = match first {
+            Ok(first) => self.show(context, plan, first).await,
+            Err(error) => Err(error),
         };
-        context.metrics.skipped_keys.inc_by(listing.skipped().count());
-        if listing.skipped().count() > 0 {
-            tracing::warn!(
-                volume.id = plan.entry.arguments.volume_id(),
-                skipped = %listing.skipped(),
-                "some keys cannot be shown as files"
-            );
+        let (listed, fallback) = match shown {
+            Ok(listed) => (listed, None),
+            Err(error) => self.show_recorded(context, plan, error).await?,
+        };
+        let (recipe, listing) = (Arc::clone(&plan.recipe), listed.listing);
+        let skipped = listing.skipped();
+        context.metrics.skipped_keys.inc_by(skipped.count());
+        if skipped.count() > 0 {
+            let volume_id = plan.entry.arguments.volume_id();
+            tracing::warn!(volume.id = volume_id, %skipped, "some keys cannot be shown as files");
         }
-        let entry = plan.entry.clone().showing(summarise(&listing, &plan.spec));
-        Ok(Prepared { entry, source: plan.source.clone() })
+        let mut summary = revision::summarise(&listing, &recipe.spec, 1);
+        if let Some(Fallback { confirmed, .. }) = &fallback {
+            summary.resolved_at = *confirmed;
+        }
+        let entry = plan.entry.clone().showing(summary, context.seal(&recipe));
+        Ok(Prepared { entry, recipe, asked_at: listed.asked_at, listing, fallback })
     }
 
-    async fn list(&self, context: &Context, plan: &Plan) -> Result<Arc<Listing>, NodeError> {
-        let resolve = context.fetcher.resolve(&plan.source, &plan.spec);
+    async fn list(&self, context: &Context, plan: &Plan) -> Result<Listed, NodeError> {
+        let Recipe { source, spec, .. } = &*plan.recipe;
+        let asked_at = Instant::now();
+        let resolve = context.fetcher.resolve(source, spec);
         let listing = self.unless_ended(context, async { Ok(resolve.await?) }).await?;
-        check_size(&listing, &plan.spec)?;
-        Ok(listing)
+        revision::check_size(&listing, spec)?;
+        Ok(Listed { asked_at, listing })
+    }
+
+    /// Makes a listing the volume's first revision, and lists again while it is not true any more
+    /// or has to settle.
+    async fn show(
+        &self,
+        context: &Context,
+        plan: &Plan,
+        mut listed: Listed,
+    ) -> Result<Listed, NodeError> {
+        let (mut relists, mut settling) = (0, None);
+        loop {
+            let settle = plan.recipe.spec.settle;
+            let wait = Settling::wait(&mut settling, &listed.listing, settle);
+            let pause = if wait.is_zero() {
+                match self.bring_and_show(context, plan, &listed.listing).await {
+                    Err(error)
+                        if error.kind() == FailureKind::Stale && relists < revision::RELISTS =>
+                    {
+                        relists += 1;
+                        tracing::debug!(%error, relists, "an object changed; listing again");
+                        revision::pause_before(relists)
+                    }
+                    shown => return shown.map(|()| listed),
+                }
+            } else {
+                wait
+            };
+            self.unless_ended(context, async {
+                sleep(pause).await;
+                Ok(())
+            })
+            .await?;
+            listed = self.list(context, plan).await?;
+        }
     }
 
     /// Makes one listing the volume's revision: sets room aside, fetches what is missing, links.
@@ -202,94 +256,93 @@ impl Preparation {
         plan: &Plan,
         listing: &Arc<Listing>,
     ) -> Result<(), NodeError> {
-        let order = Order {
-            source: plan.source.clone(),
-            store: plan.store.clone(),
-            variant: LinkFarm::variant(&plan.spec.ownership),
-            progress: Arc::clone(&self.progress),
-        };
         // What is all here already is shown in the same visit to the blocking threads.
         let admitted = {
-            let (order, farm, listing) = (order.clone(), plan.farm.clone(), Arc::clone(listing));
-            blocking(move || admit(&order, &listing)?.show_if_complete(&farm, &listing)).await?
+            let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
+            blocking(move || {
+                let admitted = revision::admit(&recipe, &listing, &Need::All)?;
+                if admitted.is_complete() {
+                    recipe.farm.create(&listing, &admitted.leases)?;
+                    return Ok::<_, NodeError>(None);
+                }
+                Ok(Some(admitted))
+            })
+            .await?
         };
-        let Some(Admitted { mut leases, missing }) = admitted else { return Ok(()) };
-        let fetch =
-            async { Ok(context.fetcher.fetch(&order, missing, &leases.reservation).await?) };
-        let fetched = self.unless_ended(context, fetch).await?;
-        leases.blobs.extend(fetched);
-        let (farm, listing) = (plan.farm.clone(), Arc::clone(listing));
-        Ok(blocking(move || farm.create(&listing, &leases)).await?)
-    }
-}
-
-/// What a listing finds in the store.
-struct Admitted {
-    leases: Leases,
-    missing: Vec<Object>,
-}
-
-impl Admitted {
-    /// Shows the listing if nothing is missing; gives itself back otherwise.
-    fn show_if_complete(
-        self,
-        farm: &LinkFarm,
-        listing: &Listing,
-    ) -> Result<Option<Self>, NodeError> {
-        if self.missing.is_empty() {
-            farm.create(listing, &self.leases)?;
-            return Ok(None);
+        if let Some(admitted) = admitted {
+            let fetch = revision::complete(context, &plan.recipe, admitted, &self.progress);
+            let leases = self.unless_ended(context, fetch).await?;
+            let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
+            blocking(move || recipe.farm.create(&listing, &leases)).await?;
         }
-        Ok(Some(self))
+        if plan.recipe.spec.when_unavailable == WhenUnavailable::Cached {
+            let (records, recipe) = (context.records.clone(), Arc::clone(&plan.recipe));
+            let listing = Arc::clone(listing);
+            blocking(move || records.keep(&recipe, &listing)).await;
+        }
+        Ok(())
+    }
+
+    /// After `error`: shows what this principal was allowed to read before, if S3 cannot be reached
+    /// and the volume wants that.
+    ///
+    /// # Errors
+    /// `error` itself, with what stood against it.
+    async fn show_recorded(
+        &self,
+        context: &Context,
+        plan: &Plan,
+        error: NodeError,
+    ) -> Result<(Listed, Option<Fallback>), NodeError> {
+        let wanted = plan.recipe.spec.when_unavailable == WhenUnavailable::Cached;
+        if !wanted || error.kind() != FailureKind::Unavailable {
+            return Err(error);
+        }
+        let (records, recipe) = (context.records.clone(), Arc::clone(&plan.recipe));
+        let shown = blocking(move || show_recorded(&records, &recipe)).await;
+        let Recorded { listing, confirmed } = shown.map_err(|why| NodeError::NotCached {
+            error: Box::new(error.clone()),
+            why: why.into(),
+        })?;
+        let reason = full_message(&error);
+        tracing::warn!(
+            volume.id = plan.entry.arguments.volume_id(),
+            %reason,
+            "S3 cannot be reached; showing what was read before"
+        );
+        let confirmed = confirmed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let listed = Listed { asked_at: Instant::now(), listing: Arc::new(listing) };
+        Ok((listed, Some(Fallback { reason, confirmed })))
     }
 }
 
-/// Pins what is here and sets room aside for the rest, before anything is fetched.
-fn admit(order: &Order, listing: &Listing) -> Result<Admitted, NodeError> {
-    let principal = order.source.principal();
-    let mut blobs = HashMap::new();
-    let mut missing: HashMap<BlobId, Object> = HashMap::new();
-    let mut wanted = Vec::new();
-    for entry in listing.entries() {
-        let (object, id) = (&entry.object, BlobId::of(&entry.object.version));
-        if blobs.contains_key(&id) || missing.contains_key(&id) {
+/// Makes the recorded listing of a recipe the volume's revision, if all of it is here. Blocks.
+///
+/// # Errors
+/// Why it cannot be shown, for people.
+fn show_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String> {
+    let recorded = records
+        .find(recipe)
+        .ok_or("nothing that this credential was allowed to read is recorded on this node")?;
+    let described = |error: &dyn std::error::Error| error.to_string();
+    let variant = LinkFarm::variant(&recipe.shape.ownership);
+    let (mut blobs, mut wanted) = (HashMap::new(), Vec::new());
+    for entry in recorded.listing.entries() {
+        let (version, id) = (&entry.object.version, BlobId::of(&entry.object.version));
+        if blobs.contains_key(&id) {
             continue;
         }
-        let lease = order.store.lookup(principal, &object.version);
-        // What is here for somebody else is compared with, not written again.
-        if !order.store.holds(&object.version, order.variant) {
-            wanted.push(Wanted { id, variant: order.variant, size: object.version.size });
+        let lease = recipe.store.vouch(recipe.source.principal(), version);
+        let lease = lease.map_err(|error| described(&error))?;
+        let lease = lease.ok_or_else(|| format!("the content of {} is not here", entry.path))?;
+        if !recipe.store.holds(version, variant) {
+            wanted.push(Wanted { id, variant, size: version.size });
         }
-        match lease {
-            Some(lease) => drop(blobs.insert(id, Arc::new(lease))),
-            None => drop(missing.insert(id, object.clone())),
-        }
+        blobs.insert(id, Arc::new(lease));
     }
-    let reservation = Arc::new(order.store.reserve(wanted, LinkFarm::names(listing))?);
-    let leases = Leases { blobs, reservation };
-    Ok(Admitted { leases, missing: missing.into_values().collect() })
-}
-
-fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), NodeError> {
-    let size = listing.bytes(PAGE);
-    match spec.max_size {
-        Some(limit) if size > limit.bytes() => {
-            Err(NodeError::TooLarge { size, limit: limit.bytes() })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn summarise(listing: &Listing, spec: &VolumeSpec) -> Summary {
-    let skipped = listing.skipped();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Summary {
-        objects: listing.entries().len() as u64,
-        directories: listing.directories().len() as u64,
-        bytes: listing.bytes(1),
-        max_bytes: spec.max_size.map(ByteSize::bytes),
-        max_objects: spec.max_objects,
-        skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },
-        resolved_at: now.map_or(0, |since| since.as_secs()),
-    }
+    let names = LinkFarm::names(&recorded.listing);
+    let reservation = recipe.store.reserve(wanted, names).map_err(|error| described(&error))?;
+    let leases = Leases { blobs, reservation: Arc::new(reservation) };
+    recipe.farm.create(&recorded.listing, &leases).map_err(|error| described(&error))?;
+    Ok(recorded)
 }

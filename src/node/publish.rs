@@ -7,17 +7,24 @@ use tokio::time::Instant;
 
 use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
-    preparation::{Plan, Preparation, Prepared},
-    registry::{Entry, Phase, VolumeKey},
-    volumes::{Begun, Published, State},
+    preparation::{Fallback, Plan, Preparation, Prepared},
+    published::Published,
+    refresh::Member,
+    registry::{Entry, Phase, Shape, VolumeKey},
+    revision::Recipe,
+    volumes::{Begun, State},
 };
 use crate::{
     config::{AuthenticationKind, Config},
     mount::{self, SwapPolicy, TargetPath},
     problems::Problems,
-    source::s3::S3Access,
+    source::{
+        SourceError,
+        s3::{S3Access, S3Source},
+    },
     store::Medium,
     task::blocking,
+    units::Refresh,
     view::linkfarm::LinkFarm,
     volume::{
         PodInfo, PublishArguments, SpecContext, SpecError, ViewKind, VolumeSecrets, VolumeSpec,
@@ -27,10 +34,10 @@ use crate::{
 
 /// A target path and what is asked for there.
 #[derive(Debug, Clone)]
-struct Place {
-    key: VolumeKey,
-    target: TargetPath,
-    arguments: PublishArguments,
+pub(super) struct Place {
+    pub(super) key: VolumeKey,
+    pub(super) target: TargetPath,
+    pub(super) arguments: PublishArguments,
 }
 
 /// What a look at a published volume found.
@@ -76,10 +83,12 @@ impl Node {
                     return self.mount(place, preparation, prepared, deadline).await;
                 }
                 State::Published(published) => {
-                    same(&published.entry.arguments, &place.arguments)?;
+                    same(&published.arguments, &place.arguments)?;
                     match self.look_again(&place, &published).await? {
                         Found::Mounted => {
-                            *published.trouble.lock() = secrets.and_then(trouble_with);
+                            if let Some(secrets) = secrets {
+                                self.renew(&place, &published, &attributes, secrets);
+                            }
                             return Ok(());
                         }
                         Found::Missing | Found::Changed => {}
@@ -144,14 +153,7 @@ impl Node {
     ) -> Result<Plan, NodeError> {
         let context = &*self.0;
         let pod = PodInfo::of(attributes);
-        let namespace = pod.namespace.as_deref().filter(|_| context.config.trust.pod_info);
-        let spec_context = SpecContext {
-            config: &context.config,
-            namespace,
-            mount_group: place.arguments.mount_group(),
-            now: SystemTime::now(),
-        };
-        let spec = VolumeSpec::parse(attributes, &spec_context);
+        let spec = self.spec(place, attributes, &pod);
         let (spec, secrets) = both(spec, secrets.parse())?;
         // The only kind that this release has; the policy may still forbid it.
         check_authentication(AuthenticationKind::Secret, &context.config.policy)?;
@@ -162,23 +164,45 @@ impl Node {
         if medium == Medium::Memory {
             mount::check_swap(context.no_swap, swap_policy(&context.config))?;
         }
-        let source = context.clients.open(&S3Access {
-            endpoint: &spec.endpoint,
-            region: spec.region.as_deref(),
-            secrets: &secrets,
-            pod: pod.name_for_user_agent(),
-            bucket_owner: spec.expected_bucket_owner.as_deref(),
-            request_payer: spec.request_payer,
-        })?;
+        let source = self.source(&spec, &secrets, &pod)?;
         let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
-        Ok(Plan {
-            entry: Entry::publishing(target, place.arguments.clone(), spec.view, medium),
-            farm: LinkFarm::new(directory, spec.layout, spec.ownership),
-            spec: Arc::new(spec),
-            source,
-            store,
+        let shape = Shape { layout: spec.layout, ownership: spec.ownership };
+        let entry = Entry::publishing(target, place.arguments.clone(), spec.view, medium);
+        let farm = LinkFarm::new(directory, spec.layout, spec.ownership);
+        let recipe = Recipe { spec: Arc::new(spec), source, store, farm, shape };
+        Ok(Plan { entry: entry.shaped(shape), recipe: Arc::new(recipe) })
+    }
+
+    /// Parses a volume's attributes.
+    pub(super) fn spec(
+        &self,
+        place: &Place,
+        attributes: &BTreeMap<String, String>,
+        pod: &PodInfo,
+    ) -> Result<VolumeSpec, SpecError> {
+        let config = &self.0.config;
+        let namespace = pod.namespace.as_deref().filter(|_| config.trust.pod_info);
+        let mount_group = place.arguments.mount_group();
+        let context = SpecContext { config, namespace, mount_group, now: SystemTime::now() };
+        VolumeSpec::parse(attributes, &context)
+    }
+
+    /// Opens the way to S3.
+    pub(super) fn source(
+        &self,
+        spec: &VolumeSpec,
+        secrets: &VolumeSecrets,
+        pod: &PodInfo,
+    ) -> Result<S3Source, SourceError> {
+        self.0.clients.open(&S3Access {
+            endpoint: &spec.endpoint,
+            region: spec.region.as_deref(),
+            secrets,
+            pod: pod.name_for_user_agent(),
+            bucket_owner: spec.expected_bucket_owner.as_deref(),
+            request_payer: spec.request_payer,
         })
     }
 
@@ -211,8 +235,7 @@ impl Node {
             // Another call failed to mount it, or an unpublish came.
             _ => return Err(preparation.failure().unwrap_or_else(|| self.0.cancelled())),
         }
-        let Prepared { entry, source } = prepared;
-        let entry = entry.in_phase(Phase::Published);
+        let entry = prepared.entry.clone().in_phase(Phase::Published);
         let bound = {
             let (node, entry, target) = (self.clone(), entry.clone(), place.target);
             blocking(move || node.bind(&entry, &target)).await
@@ -224,13 +247,32 @@ impl Node {
             preparation.cancel.cancel();
             return Err(error);
         }
-        let published = Published::new(entry, Some(source));
-        let kept = self.0.volumes.mounted(&key, preparation, published);
+        let recipe = Arc::clone(&prepared.recipe);
+        let published = Arc::new(Published::new(entry, recipe, Arc::clone(&prepared.listing)));
+        let kept = self.0.volumes.mounted(&key, preparation, &published);
+        if kept {
+            self.begin_refresh(key, published, prepared);
+        }
         drop(lock);
         preparation.cancel.cancel();
         self.0.count_volumes();
         // An unpublish that came meanwhile waits for the lock and then removes this mount.
         if kept { Ok(()) } else { Err(NodeError::Cancelled) }
+    }
+
+    /// Lets a volume follow its sources from what was shown first.
+    fn begin_refresh(&self, key: VolumeKey, published: Arc<Published>, prepared: Prepared) {
+        let Prepared { recipe, listing, asked_at, fallback, .. } = prepared;
+        if recipe.spec.refresh == Refresh::Never && fallback.is_none() {
+            return;
+        }
+        // What is shown from before is as good as a listing that failed.
+        let listing = fallback.is_none().then_some((asked_at, listing));
+        if let Some(Fallback { reason, .. }) = fallback {
+            published.failed(reason);
+        }
+        let is_new = listing.is_none();
+        self.follow(Member { key, published, recipe, is_trial: false, is_new }, listing);
     }
 
     /// Records the volume as published and mounts its directory at the target; undone if that
@@ -277,8 +319,10 @@ impl Node {
         if self.0.is_mounted(&place.target)? {
             return Ok(Found::Mounted);
         }
-        let medium = published.entry.medium;
+        let medium = published.medium;
         if !LinkFarm::root(&self.0.directory(medium, &place.key)).exists() {
+            published.ended.cancel();
+            self.0.refresher.withdraw(&place.key, None);
             self.0.volumes.forget(&place.key, published);
             return Ok(Found::Missing);
         }
@@ -286,7 +330,7 @@ impl Node {
             volume.target_path = %place.target,
             "a published target is not mounted any more; mounting it again"
         );
-        self.bind(&published.entry, &place.target)?;
+        self.bind(&published.entry(), &place.target)?;
         Ok(Found::Mounted)
     }
 
@@ -341,17 +385,8 @@ impl Node {
         if let Err(error) = self.0.registry.write(&entry) {
             tracing::warn!(%error, "failed to record an adopted volume");
         }
-        self.0.volumes.adopt(place.key, Published::new(entry, None));
+        self.0.volumes.adopt(place.key, Published::found(entry, Vec::new()));
         self.0.count_volumes();
-    }
-}
-
-/// What a republish's secrets would have failed with; the published volume does not need them.
-fn trouble_with(secrets: VolumeSecretsInput) -> Option<String> {
-    match secrets.parse() {
-        Ok(secrets) if secrets.keys.is_some() => None,
-        Ok(_) => Some("the last republish brought no access key".to_owned()),
-        Err(problems) => Some(format!("the last republish's Secret cannot be used: {problems}")),
     }
 }
 

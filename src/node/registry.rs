@@ -8,7 +8,8 @@
 //! it describes: through every crash and upgrade of the process, and not through a reboot.
 //!
 //! A record is appended, and begins with a line break: one that a crash tore stays alone on its
-//! line. A file without a readable line is dropped. A record is written before
+//! line. A file that has grown is written anew under another name and renamed. A file without a
+//! readable line is dropped. A record is written before
 //! a publish has its first effect and the file removed after an unpublish had its last, so whatever
 //! exists on the node is either in an entry or garbage.
 
@@ -27,12 +28,17 @@ use sha2::{Digest, Sha256};
 
 use super::NodeError;
 use crate::{
+    source::SealedPrincipal,
     store::Medium,
-    volume::{PublishArguments, ViewKind},
+    volume::{Layout, Ownership, PublishArguments, ViewKind},
 };
 
 /// The version of the files; others are not read.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// The size in bytes from which a file is written anew with one record: a volume that is refreshed
+/// every second must not fill the tmpfs.
+const LARGE: u64 = 16 << 10;
 
 /// Names a target path in our directories: a digest, so that any path is a good file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,9 +81,19 @@ pub(super) enum Phase {
     Unpublishing,
 }
 
+/// How a volume's files stand, which does not change while it is published, whatever the configured
+/// defaults become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shape {
+    pub(super) layout: Layout,
+    pub(super) ownership: Ownership,
+}
+
 /// What a volume shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The number of the revision; counts up.
+    pub revision: u64,
     /// Files.
     pub objects: u64,
     /// Directories below the top.
@@ -90,7 +106,7 @@ pub struct Summary {
     pub max_objects: u64,
     /// The keys that could not be shown, for people; empty when there are none.
     pub skipped: String,
-    /// When the listing was resolved: seconds since the epoch.
+    /// When S3 last said that this is so: seconds since the epoch; zero if that is not known.
     pub resolved_at: u64,
 }
 
@@ -109,6 +125,10 @@ pub(super) struct Entry {
     pub(super) view: ViewKind,
     /// Where its files are.
     pub(super) medium: Medium,
+    /// How it stands; `None` if the record was lost.
+    pub(super) shape: Option<Shape>,
+    /// Who was allowed to read all that it shows.
+    pub(super) principal: Option<SealedPrincipal>,
     /// What it shows; meaningful once published.
     pub(super) summary: Summary,
 }
@@ -122,7 +142,13 @@ impl Entry {
         medium: Medium,
     ) -> Self {
         let (phase, summary) = (Phase::Publishing, Summary::default());
-        Self { format: FORMAT, target, arguments, phase, view, medium, summary }
+        let (format, shape, principal) = (FORMAT, None, None);
+        Self { format, target, arguments, phase, view, medium, shape, principal, summary }
+    }
+
+    /// The same volume, with how its files stand.
+    pub(super) fn shaped(self, shape: Shape) -> Self {
+        Self { shape: Some(shape), ..self }
     }
 
     /// The same volume, further or back.
@@ -130,9 +156,9 @@ impl Entry {
         Self { phase, ..self }
     }
 
-    /// The same volume, with what it shows.
-    pub(super) fn showing(self, summary: Summary) -> Self {
-        Self { summary, ..self }
+    /// The same volume, with what it shows and for whom.
+    pub(super) fn showing(self, summary: Summary, principal: SealedPrincipal) -> Self {
+        Self { summary, principal: Some(principal), ..self }
     }
 
     /// The key of the entry's target path.
@@ -189,10 +215,16 @@ impl Registry {
             let mut record = b"\n".to_vec();
             serde_json::to_writer(&mut record, entry)?;
             record.push(b'\n');
+            let path = self.path(&entry.key());
             let mut options = File::options();
-            let mut file =
-                options.create(true).append(true).mode(0o600).open(self.path(&entry.key()))?;
-            file.write_all(&record)
+            options.create(true).append(true).mode(0o600);
+            let mut file = options.open(&path)?;
+            if file.metadata()?.len() < LARGE {
+                return file.write_all(&record);
+            }
+            let anew = path.with_extension("new");
+            options.append(false).write(true).truncate(true).open(&anew)?.write_all(&record)?;
+            std::fs::rename(anew, path)
         };
         write().map_err(|error| NodeError::Registry { action: "write", error: Arc::new(error) })
     }
@@ -255,6 +287,20 @@ mod tests {
         assert_eq!(registry.load().unwrap()[&entry().key()], entry());
         registry.write(&entry().in_phase(Phase::Unpublishing)).unwrap();
         assert_eq!(registry.load().unwrap()[&entry().key()].phase, Phase::Unpublishing);
+    }
+
+    #[test]
+    fn a_file_does_not_grow_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Registry::open(directory.path().to_owned()).unwrap();
+        for revision in 1..=1000 {
+            let summary = Summary { revision, ..Summary::default() };
+            registry.write(&Entry { summary, ..entry() }).unwrap();
+        }
+        assert_eq!(registry.load().unwrap()[&entry().key()].summary.revision, 1000);
+        let length = std::fs::metadata(registry.path(&entry().key())).unwrap().len();
+        assert!(length <= 2 * LARGE, "{length} bytes");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

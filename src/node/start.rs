@@ -14,9 +14,12 @@ use thiserror::Error;
 
 use super::{
     Context, Node, NodeError,
+    published::Published,
+    records::{self, Records},
     recover::{self, Action, Found},
+    refresh::Refresher,
     registry::{Entry, Phase, Registry, VolumeKey},
-    volumes::{Published, Volumes},
+    volumes::Volumes,
 };
 use crate::{
     config::Config,
@@ -28,7 +31,7 @@ use crate::{
     task::Tasks,
     telemetry::metrics::Metrics,
     units::ByteSize,
-    view::linkfarm,
+    view::linkfarm::{self, LinkFarm},
     volume::check_defaults,
 };
 
@@ -95,13 +98,21 @@ impl Node {
             Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
             Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,
         );
+        let node_key = records::node_key(state).map_err(io_error("make the key in", state))?;
+        let records = Records::new(node_key.clone(), config.authorization.cached_for);
+        for store in stores.iter() {
+            records.sweep(&store.records());
+        }
         let registry = memory.join("registry");
         let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;
         let clients = S3Clients::new(&config, Arc::clone(&metrics))?;
         let node = Self(Arc::new(Context {
             fetcher: Fetcher::new(&config.fetch),
             no_swap: tmpfs.no_swap,
+            records,
+            node_key,
             volumes: Volumes::default(),
+            refresher: Refresher::default(),
             tasks: Tasks::default(),
             config,
             kubelet,
@@ -141,7 +152,14 @@ impl Node {
             Action::Keep(key) => {
                 let entry = entries[key].clone().in_phase(Phase::Published);
                 tracing::info!(target_path = %entry.target.display(), "found a published volume");
-                self.0.volumes.adopt(key.clone(), Published::new(entry, None));
+                // What a crash left half replaced is finished or undone; older revisions stay for
+                // their time.
+                let retired = LinkFarm::tidy(&self.0.directory(entry.medium, key));
+                let retired = retired.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "failed to tidy a volume that was found");
+                    Vec::new()
+                });
+                self.0.volumes.adopt(key.clone(), Published::found(entry, retired));
                 Ok(())
             }
             Action::Leave(key) => {

@@ -27,9 +27,13 @@ impl Node {
             preparation.cancel.cancel();
             preparation.ended().await;
         }
-        // A mount that has begun ends first.
+        if let Some(published) = &unpublishing.before {
+            published.ended.cancel();
+            self.0.refresher.withdraw(&key, None);
+        }
+        // A mount or a swap that has begun ends first.
         let lock = self.0.volumes.lock(&key).await;
-        let entry = unpublishing.before.as_ref().map(|published| published.entry.clone());
+        let entry = unpublishing.before.as_ref().map(|published| published.entry());
         if let Some(entry) = &entry
             && entry.arguments.volume_id() != volume_id
         {

@@ -22,29 +22,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{
-    preparation::Preparation,
-    registry::{self, VolumeKey},
-};
-use crate::source::s3::S3Source;
-
-/// A volume whose target is mounted.
-#[derive(Debug)]
-pub(super) struct Published {
-    pub(super) entry: registry::Entry,
-    /// The last working way to S3; none after a restart. Held so that pods of one principal share
-    /// one client and its connections.
-    #[expect(dead_code, reason = "held, not read, until volumes refresh")]
-    pub(super) source: Option<S3Source>,
-    /// What the last republish found wrong, for the volume condition.
-    pub(super) trouble: Mutex<Option<String>>,
-}
-
-impl Published {
-    pub(super) fn new(entry: registry::Entry, source: Option<S3Source>) -> Self {
-        Self { entry, source, trouble: Mutex::new(None) }
-    }
-}
+use super::{preparation::Preparation, published::Published, registry::VolumeKey};
 
 /// Where a target path stands.
 #[derive(Debug, Clone)]
@@ -131,12 +109,12 @@ impl Volumes {
         &self,
         key: &VolumeKey,
         preparation: &Arc<Preparation>,
-        published: Published,
+        published: &Arc<Published>,
     ) -> bool {
         let mut states = self.states.lock();
         let same = is_preparing(states.get(key), preparation);
         if same {
-            states.insert(key.clone(), State::Published(Arc::new(published)));
+            states.insert(key.clone(), State::Published(Arc::clone(published)));
         }
         same
     }
@@ -176,14 +154,14 @@ impl Volumes {
         Unpublishing { volumes: self, key: key.clone(), before, preparation, done: false }
     }
 
-    /// How many published volumes are `wanted`.
-    pub(super) fn count(&self, wanted: impl Fn(&registry::Entry) -> bool) -> usize {
+    /// All published volumes.
+    pub(super) fn published(&self) -> Vec<(VolumeKey, Arc<Published>)> {
         let states = self.states.lock();
-        let published = |state: &&State| match state {
-            State::Published(published) => wanted(&published.entry),
-            State::Preparing(_) | State::Unpublishing { .. } => false,
+        let published = |(key, state): (&VolumeKey, &State)| match state {
+            State::Published(published) => Some((key.clone(), Arc::clone(published))),
+            State::Preparing(_) | State::Unpublishing { .. } => None,
         };
-        states.values().filter(published).count()
+        states.iter().filter_map(published).collect()
     }
 }
 

@@ -16,7 +16,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use crc_fast::{CrcAlgorithm, Digest};
 use nix::fcntl::copy_file_range;
 use tempfile::NamedTempFile;
 
@@ -24,6 +23,7 @@ use super::{
     Lease, Reservation, Store, StoreError,
     blob::{BlobId, BlobName, Variant},
     index::Known,
+    verify,
 };
 use crate::{object::ObjectVersion, source::Principal};
 
@@ -43,11 +43,11 @@ pub struct Fill {
 #[derive(Debug)]
 enum Target {
     New(NamedTempFile),
-    /// A file that is here; `fresh` if this process wrote it.
+    /// A file that is here; `verified` unless it is of an earlier run and was not read through yet.
     Here {
         name: BlobName,
         file: File,
-        fresh: bool,
+        verified: bool,
     },
 }
 
@@ -81,7 +81,7 @@ impl Fill {
         reservation: Arc<Reservation>,
     ) -> Result<Self, StoreError> {
         let id = BlobId::of(version);
-        let target = if let Some(here) = open_here(&store, &id) {
+        let target = if let Some(here) = open_here(&store, &id)? {
             here
         } else {
             let failed = store.io("create a temporary file");
@@ -141,15 +141,17 @@ impl Fill {
     ) -> Result<Lease, StoreError> {
         let Self { store, id, size, target, written: _written, _reservation } = self;
         match target {
-            Target::Here { name, fresh: true, .. } if name.crc == content.crc => {}
-            Target::Here { fresh: true, .. } => return Err(differs()),
+            Target::Here { name, verified: true, .. } if name.crc == content.crc => {}
+            Target::Here { verified: true, .. } => return Err(differs()),
             Target::Here { name, file, .. } => {
-                let crc = crc_of(&file, size).map_err(store.io("read a blob"))?;
-                if (crc, name.crc) != (content.crc, content.crc) {
-                    discard(&store, &name);
+                if !verify::verify(&store, &name)? {
                     return Err(differs());
                 }
-                store.0.index.lock().vouch_for(&name);
+                if name.crc != content.crc {
+                    let metadata = file.metadata().map_err(store.io("inspect a blob"))?;
+                    verify::discard(&store, &name, &metadata);
+                    return Err(differs());
+                }
             }
             Target::New(file) => {
                 let name = BlobName { id, size, crc: content.crc, variant };
@@ -168,13 +170,17 @@ impl Fill {
 }
 
 /// Opens the content of `id`, if the store has it.
-fn open_here(store: &Store, id: &BlobId) -> Option<Target> {
-    let (name, fresh) = store.0.index.lock().find(id)?;
-    let opened = File::open(store.0.root.join("blobs").join(name.to_string()));
-    if opened.is_err() {
-        store.0.index.lock().remove(&name);
+fn open_here(store: &Store, id: &BlobId) -> Result<Option<Target>, StoreError> {
+    let Some((name, verified)) = store.0.index.lock().find(id) else { return Ok(None) };
+    match File::open(store.0.path_of(&name)) {
+        Ok(file) => Ok(Some(Target::Here { name, file, verified })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            store.0.index.lock().remove(&name);
+            Ok(None)
+        }
+        // It is here all the same (EMFILE): forgotten, it would be counted no more.
+        Err(error) => Err(store.io("open a blob")(error)),
     }
-    opened.ok().map(|file| Target::Here { name, file, fresh })
 }
 
 /// Renames a dressed file into place, unless the same blob came first.
@@ -185,10 +191,10 @@ fn add(store: &Store, file: NamedTempFile, name: BlobName) -> Result<(), StoreEr
         Known::Differs => return Err(differs()),
         Known::Missing => {}
     }
-    let path = store.0.root.join("blobs").join(name.to_string());
-    let renamed = file.persist(path).map_err(|error| error.error);
+    let metadata = file.as_file().metadata().map_err(store.io("inspect a blob"))?;
+    let renamed = file.persist(store.0.path_of(&name)).map_err(|error| error.error);
     drop(renamed.map_err(store.io("rename a blob into place"))?);
-    index.add(name, true);
+    index.add(name, metadata.ino());
     index.spend(name.id, name.variant);
     store.0.show(&index);
     Ok(())
@@ -196,34 +202,6 @@ fn add(store: &Store, file: NamedTempFile, name: BlobName) -> Result<(), StoreEr
 
 fn differs() -> StoreError {
     StoreError::Corrupt("the same ETag and size were seen before with other bytes".to_owned())
-}
-
-/// Removes a blob that is not what its name says. Only the name goes: volumes that link the file
-/// keep what they have.
-fn discard(store: &Store, name: &BlobName) {
-    let mut index = store.0.index.lock();
-    index.remove(name);
-    let removed = std::fs::remove_file(store.0.root.join("blobs").join(name.to_string()));
-    if let Err(error) = removed {
-        tracing::warn!(blob = %name, %error, "failed to remove a corrupt blob");
-    }
-}
-
-fn crc_of(file: &File, size: u64) -> io::Result<u64> {
-    let mut crc = Digest::new(CrcAlgorithm::Crc64Nvme);
-    let mut buffer = vec![0; 256 * 1024];
-    let mut at = 0;
-    while at < size {
-        match file.read_at(&mut buffer, at)? {
-            // Shorter than its name says: as corrupt as other bytes.
-            0 => return Ok(!crc.finalize()),
-            length => {
-                crc.update(&buffer[..length]);
-                at += length as u64;
-            }
-        }
-    }
-    Ok(crc.finalize())
 }
 
 /// Makes another variant of a blob by copying it within the medium.

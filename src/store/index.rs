@@ -3,11 +3,12 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    os::unix::fs::DirEntryExt,
     path::Path,
 };
 
 use super::{
-    Wanted,
+    Medium, Wanted,
     blob::{BlobId, BlobName, Variant},
     pages,
 };
@@ -32,7 +33,7 @@ pub(super) struct Index {
 struct Blob {
     size: u64,
     crc: u64,
-    /// Whom S3 let read it, while this process has run.
+    /// Whom S3 let read it, as far as this process knows. None while no file is verified.
     readers: HashSet<Principal>,
     pins: usize,
     variants: Vec<Use>,
@@ -41,9 +42,11 @@ struct Blob {
 #[derive(Debug, Clone, Copy)]
 struct Use {
     variant: Variant,
+    inode: u64,
     at: u64,
     /// Written or read through by this process; before that, a file is only as good as the disk.
-    fresh: bool,
+    /// (A tmpfs is as good as the process.)
+    verified: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,18 +74,33 @@ impl Blob {
 }
 
 impl Index {
-    /// Reads the names of all blobs; other names are left alone. Of two files that claim one object
-    /// version with different bytes (a crash came between), neither can be trusted: the second
-    /// goes, and the first is read through before it is used.
-    pub(super) fn scan(directory: &Path) -> io::Result<Self> {
+    /// Reads the names of all blobs; other names are left alone. Files that claim one object version
+    /// with different bytes go, since nothing tells which to trust.
+    pub(super) fn scan(directory: &Path, medium: Medium) -> io::Result<Self> {
         let mut index = Self::default();
+        let mut disputed = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
-            let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            match name {
-                Some(name) if index.known(&name) == Known::Missing => index.add(name, false),
-                Some(_) => std::fs::remove_file(entry.path())?,
-                None => {}
+            let name = entry.file_name().to_str().and_then(|name| name.parse::<BlobName>().ok());
+            let Some(name) = name else { continue };
+            match index.known(&name) {
+                Known::Missing => {
+                    let (variant, inode) = (name.variant, entry.ino());
+                    let verified = medium == Medium::Memory;
+                    index.insert(name, Use { variant, inode, at: 0, verified });
+                }
+                Known::Differs => disputed.push(name),
+                Known::Same => {}
+            }
+        }
+        for name in disputed {
+            let mut files = index.files_of(&name.id);
+            files.push(name);
+            for file in files {
+                index.remove(&file);
+                if let Err(error) = std::fs::remove_file(directory.join(file.to_string())) {
+                    tracing::warn!(blob = %file, %error, "failed to remove a disputed blob");
+                }
             }
         }
         Ok(index)
@@ -147,6 +165,12 @@ impl Index {
         self.written = self.written.saturating_sub(bytes);
     }
 
+    /// Pins the blob, for whomever; false if it is not here.
+    pub(super) fn pin(&mut self, id: &BlobId) -> bool {
+        let blob = self.blobs.get_mut(id).filter(|blob| !blob.variants.is_empty());
+        blob.map(|blob| blob.pins += 1).is_some()
+    }
+
     /// Pins the blob if `principal` may read it.
     pub(super) fn pin_for(&mut self, id: &BlobId, principal: Principal) -> bool {
         let Some(blob) = self.blobs.get_mut(id) else { return false };
@@ -158,20 +182,27 @@ impl Index {
     pub(super) fn unpin(&mut self, id: &BlobId) {
         if let Some(blob) = self.blobs.get_mut(id) {
             blob.pins = blob.pins.saturating_sub(1);
+            if blob.pins == 0 && blob.variants.is_empty() {
+                self.blobs.remove(id);
+            }
         }
+    }
+
+    /// Notes that S3 let `principal` read the blob; false if no verified file of it is here.
+    pub(super) fn permit(&mut self, id: &BlobId, principal: Principal) -> bool {
+        let here = self.blobs.get_mut(id).filter(|blob| blob.variants.iter().any(|u| u.verified));
+        here.map(|blob| blob.readers.insert(principal)).is_some()
     }
 
     /// Notes that S3 let `principal` read the blob and pins it; false if it is not here.
     pub(super) fn admit(&mut self, id: &BlobId, principal: Principal) -> bool {
-        let here = self.blobs.get_mut(id).filter(|blob| blob.variants.iter().any(|u| u.fresh));
-        let Some(blob) = here else { return false };
-        blob.readers.insert(principal);
-        blob.pins += 1;
-        true
+        self.permit(id, principal) && self.pin(id)
     }
 
     pub(super) fn known(&self, name: &BlobName) -> Known {
         match self.blobs.get(&name.id) {
+            // Only pinned still; its files are gone.
+            Some(blob) if blob.variants.is_empty() => Known::Missing,
             Some(blob) if blob.crc != name.crc => Known::Differs,
             Some(blob) if blob.variants.iter().any(|used| used.variant == name.variant) => {
                 Known::Same
@@ -180,11 +211,15 @@ impl Index {
         }
     }
 
-    /// Adds a variant that is not here.
-    pub(super) fn add(&mut self, name: BlobName, fresh: bool) {
-        let BlobName { id, size, crc, variant } = name;
+    /// Adds a variant that is not here, just written.
+    pub(super) fn add(&mut self, name: BlobName, inode: u64) {
         self.clock += 1;
-        let at = if fresh { self.clock } else { 0 };
+        let (variant, at) = (name.variant, self.clock);
+        self.insert(name, Use { variant, inode, at, verified: true });
+    }
+
+    fn insert(&mut self, name: BlobName, used: Use) {
+        let BlobName { id, size, crc, .. } = name;
         let blob = self.blobs.entry(id).or_insert_with(|| Blob {
             size,
             crc,
@@ -192,29 +227,49 @@ impl Index {
             pins: 0,
             variants: Vec::new(),
         });
-        blob.variants.push(Use { variant, at, fresh });
+        // One that is only pinned still may have had other bytes.
+        (blob.size, blob.crc) = (size, crc);
+        blob.variants.push(used);
         self.stored += pages(size);
     }
 
-    /// Some file of the blob, and whether it is fresh; a fresh one if there is.
+    /// Some file of the blob, and whether it is verified; a verified one if there is.
     pub(super) fn find(&self, id: &BlobId) -> Option<(BlobName, bool)> {
         let blob = self.blobs.get(id)?;
-        let used = blob.variants.iter().max_by_key(|used| used.fresh)?;
-        Some((blob.name(*id, used), used.fresh))
+        let used = blob.variants.iter().max_by_key(|used| used.verified)?;
+        Some((blob.name(*id, used), used.verified))
     }
 
-    /// Whether there is a file of that variant, fresh or not.
+    /// The file of a variant, and whether it is verified.
+    pub(super) fn file_of(&self, id: &BlobId, variant: Variant) -> Option<(BlobName, bool)> {
+        let blob = self.blobs.get(id)?;
+        let used = blob.variants.iter().find(|used| used.variant == variant)?;
+        Some((blob.name(*id, used), used.verified))
+    }
+
+    /// The inode number of a variant's file.
+    pub(super) fn inode(&self, id: &BlobId, variant: Variant) -> Option<u64> {
+        let blob = self.blobs.get(id)?;
+        blob.variants.iter().find(|used| used.variant == variant).map(|used| used.inode)
+    }
+
+    fn files_of(&self, id: &BlobId) -> Vec<BlobName> {
+        let blob = self.blobs.get(id).into_iter();
+        blob.flat_map(|blob| blob.variants.iter().map(|used| blob.name(*id, used))).collect()
+    }
+
+    /// Whether there is a file of that variant, verified or not.
     pub(super) fn holds(&self, id: &BlobId, variant: Variant) -> bool {
-        let blob = self.blobs.get(id);
-        blob.is_some_and(|blob| blob.variants.iter().any(|used| used.variant == variant))
+        self.file_of(id, variant).is_some()
     }
 
-    /// A file of an earlier run was read through and is good.
-    pub(super) fn vouch_for(&mut self, name: &BlobName) {
+    /// A file of an earlier run was read through, by that inode, and is good.
+    pub(super) fn note_verified(&mut self, name: &BlobName, inode: u64) {
         self.clock += 1;
         let at = self.clock;
-        if let Some(used) = self.use_of(&name.id, name.variant) {
-            (used.at, used.fresh) = (at, true);
+        // One that is verified already was written meanwhile: another file, as good.
+        if let Some(used) = self.use_of(&name.id, name.variant).filter(|used| !used.verified) {
+            (used.at, used.inode, used.verified) = (at, inode, true);
         }
     }
 
@@ -229,13 +284,6 @@ impl Index {
     fn use_of(&mut self, id: &BlobId, variant: Variant) -> Option<&mut Use> {
         let blob = self.blobs.get_mut(id)?;
         blob.variants.iter_mut().find(|used| used.variant == variant)
-    }
-
-    /// The fresh file of a variant.
-    pub(super) fn name_of(&self, id: &BlobId, variant: Variant) -> Option<BlobName> {
-        let blob = self.blobs.get(id)?;
-        let used = blob.variants.iter().find(|used| used.fresh && used.variant == variant)?;
-        Some(blob.name(*id, used))
     }
 
     /// What may be evicted, the least recently used first.
@@ -253,13 +301,13 @@ impl Index {
         self.blobs.get(id).is_some_and(|blob| blob.pins == 0)
     }
 
-    /// Forgets a file; with the last fresh one, who may read the blob.
+    /// Forgets a file; with the last verified one, who may read the blob.
     pub(super) fn remove(&mut self, name: &BlobName) {
         let Some(blob) = self.blobs.get_mut(&name.id) else { return };
         let before = blob.variants.len();
         blob.variants.retain(|used| used.variant != name.variant);
         let removed = (before - blob.variants.len()) as u64;
-        if !blob.variants.iter().any(|used| used.fresh) {
+        if !blob.variants.iter().any(|used| used.verified) {
             blob.readers.clear();
         }
         let gone = blob.variants.is_empty() && blob.pins == 0;

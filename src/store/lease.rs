@@ -15,7 +15,7 @@ use nix::{
 use super::{
     Store, StoreError, Wanted,
     blob::{BlobId, BlobName, Variant},
-    fill,
+    fill, verify,
 };
 
 /// Keeps a blob from eviction while it is being linked.
@@ -39,7 +39,8 @@ impl Lease {
     /// What the file system answers; `Stale` if somebody removed the file behind our back.
     ///
     /// # Blocking
-    /// One system call when the variant exists, else a copy of the content within the medium.
+    /// One system call when the variant exists, else a copy of the content within the medium. Reads
+    /// all of a variant of an earlier run once.
     pub fn link(
         &self,
         variant: Variant,
@@ -59,16 +60,22 @@ impl Lease {
         }
     }
 
+    /// The variant's file, verified or else made from another.
     fn variant(&self, variant: Variant) -> Result<BlobName, StoreError> {
-        let (wanted, any) = {
+        let wanted = {
             let mut index = self.store.0.index.lock();
             index.touch(&self.id, variant);
-            (index.name_of(&self.id, variant), index.find(&self.id))
+            index.file_of(&self.id, variant)
         };
-        match (wanted, any) {
-            (Some(name), _) => Ok(name),
-            (None, Some((base, true))) => fill::copy_variant(&self.store, &base, variant),
-            (None, _) => Err(StoreError::Gone),
+        if let Some((name, verified)) = wanted
+            && (verified || verify::verify(&self.store, &name)?)
+        {
+            return Ok(name);
+        }
+        let any = self.store.0.index.lock().find(&self.id);
+        match any {
+            Some((base, true)) => fill::copy_variant(&self.store, &base, variant),
+            _ => Err(StoreError::Gone),
         }
     }
 

@@ -3,7 +3,10 @@ use std::{os::unix::fs::MetadataExt, time::SystemTime};
 use bytes::Bytes;
 
 use super::*;
-use crate::object::{Bucket, ETag, EndpointId, Key};
+use crate::{
+    failure::FailureKind,
+    object::{Bucket, ETag, EndpointId, Key},
+};
 
 const PLAIN: Variant = Variant { uid: 0, gid: 0, mode: 0o444 };
 const PRIVATE: Variant = Variant { uid: 0, gid: 0, mode: 0o400 };
@@ -19,8 +22,12 @@ impl Fixture {
     }
 
     fn open(&self, pages: u64) -> Store {
+        self.open_as(Medium::Disk, pages)
+    }
+
+    fn open_as(&self, medium: Medium, pages: u64) -> Store {
         let capacity = ByteSize::from_bytes(pages * PAGE);
-        Store::open(Medium::Disk, self.directory.path(), capacity, &self.metrics).unwrap()
+        Store::open(medium, self.directory.path(), capacity, &self.metrics).unwrap()
     }
 
     fn blobs(&self) -> Vec<PathBuf> {
@@ -213,20 +220,222 @@ fn system_errors_have_a_kind() {
 }
 
 #[test]
-fn after_a_restart_old_blobs_count_but_are_given_to_nobody() {
+fn after_a_restart_old_blobs_count_but_are_given_to_nobody_unvouched() {
     let fixture = Fixture::new();
     drop(put(&fixture.open(4), "k", b"content", "a"));
     std::fs::write(fixture.directory.path().join("v1/tmp/half"), "half").unwrap();
     std::fs::write(fixture.directory.path().join("v1/blobs/stranger"), "").unwrap();
-    let store = fixture.open(4);
-    assert_eq!(fixture.temporary_files(), 0);
-    assert!(store.lookup(principal("a"), &version("k", 7)).is_none());
-    assert_eq!(store.0.index.lock().used(), PAGE);
+    for medium in [Medium::Disk, Medium::Memory] {
+        let store = fixture.open_as(medium, 4);
+        assert_eq!(fixture.temporary_files(), 0);
+        assert!(store.lookup(principal("a"), &version("k", 7)).is_none());
+        assert_eq!(store.0.index.lock().used(), PAGE);
+    }
     // And old blobs make room like any other.
-    drop(store);
     let store = fixture.open(1);
     drop(put(&store, "other", b"x", "a"));
     assert_eq!(store.0.index.lock().used(), PAGE);
+}
+
+#[test]
+fn who_is_vouched_for_gets_old_blobs() {
+    let fixture = Fixture::new();
+    drop(put(&fixture.open(4), "k", b"content", "a"));
+    for medium in [Medium::Disk, Medium::Memory] {
+        let store = fixture.open_as(medium, 4);
+        let version = version("k", 7);
+        let lease = store.vouch(principal("a"), &version).unwrap().unwrap();
+        let shown = fixture.link(&lease, PLAIN, medium.as_str());
+        assert_eq!(std::fs::read(shown).unwrap(), b"content");
+        assert!(store.lookup(principal("a"), &version).is_some(), "noted");
+        assert!(store.lookup(principal("b"), &version).is_none(), "for nobody else");
+        assert!(store.vouch(principal("a"), &super::tests::version("x", 7)).unwrap().is_none());
+    }
+    assert_eq!(fixture.blobs().len(), 1, "nothing was copied");
+}
+
+#[test]
+fn what_is_vouched_for_is_not_evicted() {
+    let fixture = Fixture::new();
+    drop(put(&fixture.open(1), "k", b"content", "a"));
+    let store = fixture.open(1);
+    let lease = store.vouch(principal("a"), &version("k", 7)).unwrap();
+    assert!(store.reserve(need(PAGE), 1).is_err());
+    drop(lease);
+    assert!(store.reserve(need(PAGE), 1).is_ok());
+}
+
+#[test]
+fn a_damaged_blob_is_never_vouched_for() {
+    for damage in [&b"CONTENT"[..], b"cont", b"content and more", b""] {
+        let fixture = Fixture::new();
+        let lease = put(&fixture.open(4), "k", b"content", "a");
+        let shown = fixture.link(&lease, PLAIN, "shown");
+        drop(lease);
+        std::fs::write(&fixture.blobs()[0], damage).unwrap();
+        let store = fixture.open(4);
+        let vouch = || store.vouch(principal("a"), &version("k", 7)).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!(vouch().is_none(), "{damage:?}"));
+            }
+        });
+        assert!(fixture.blobs().is_empty(), "the name is gone");
+        assert_eq!(std::fs::read(shown).unwrap(), damage, "a volume keeps what it has");
+        assert_eq!(store.0.index.lock().used(), 0);
+        drop(put(&store, "k", b"content", "a"));
+        assert!(vouch().is_some(), "fetched again");
+    }
+}
+
+#[test]
+fn a_damaged_variant_is_made_anew_from_a_good_one() {
+    // Vouched for is the one or the other, as the directory lists them.
+    for damaged in ["-0400", "-0444"] {
+        let fixture = Fixture::new();
+        let lease = put(&fixture.open(4), "k", b"content", "a");
+        fixture.link(&lease, PRIVATE, "private");
+        drop(lease);
+        let is_damaged = |path: &&PathBuf| path.to_str().unwrap().ends_with(damaged);
+        std::fs::write(fixture.blobs().iter().find(is_damaged).unwrap(), "CONTENT").unwrap();
+        let store = fixture.open(4);
+        let lease = store.vouch(principal("a"), &version("k", 7)).unwrap().unwrap();
+        for (variant, name) in [(PLAIN, "plain"), (PRIVATE, "again")] {
+            let shown = fixture.link(&lease, variant, name);
+            assert_eq!(std::fs::read(shown).unwrap(), b"content", "{variant:?}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_blob_is_read_through_once_in_a_boot() {
+    let fixture = Fixture::new();
+    let boot = verify::BOOT_ID.as_deref().unwrap();
+    drop(put(&fixture.open(4), "k", b"content", "a"));
+    let blob = fixture.blobs().remove(0);
+    let mark = || {
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(&blob, verify::MARK, &mut value);
+        length.ok().map(|length| String::from_utf8(value[..length].to_vec()).unwrap())
+    };
+    let is_given = || {
+        let lease = fixture.open(4).vouch(principal("a"), &version("k", 7)).unwrap();
+        lease.is_some()
+    };
+    assert_eq!(mark(), None, "a new blob costs no call more");
+    drop(fixture.open(4));
+    assert_eq!(mark(), None, "nor does a start");
+    assert!(is_given());
+    assert_eq!(mark().as_deref(), Some(boot));
+    // Only damage that nobody looks for shows that nobody looks.
+    std::fs::write(&blob, "CONTENT").unwrap();
+    assert!(is_given(), "read again in the same boot");
+    std::fs::write(&blob, "cont").unwrap();
+    let length_tells = !is_given();
+    assert!(length_tells, "the length is compared at any time");
+}
+
+#[test]
+fn a_mark_of_another_boot_counts_for_nothing() {
+    let fixture = Fixture::new();
+    drop(put(&fixture.open(4), "k", b"content", "a"));
+    let blob = fixture.blobs().remove(0);
+    std::fs::write(&blob, "CONTENT").unwrap();
+    for mark in ["11111111-2222-3333-4444-555555555555", ""] {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&blob, verify::MARK, mark.as_bytes(), flags).unwrap();
+    }
+    assert!(fixture.open(4).vouch(principal("a"), &version("k", 7)).unwrap().is_none());
+    assert!(!blob.exists());
+}
+
+#[test]
+fn a_tmpfs_is_not_read_again() {
+    let fixture = Fixture::new();
+    drop(put(&fixture.open_as(Medium::Memory, 4), "k", b"content", "a"));
+    // Only damage that nobody looks for shows that nobody looks.
+    std::fs::write(&fixture.blobs()[0], "CONTENT").unwrap();
+    let store = fixture.open_as(Medium::Memory, 4);
+    assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_some());
+}
+
+#[test]
+fn a_start_looks_at_names_only() {
+    let fixture = Fixture::new();
+    drop(fixture.open(4));
+    let count = 20_000;
+    let blobs = fixture.directory.path().join("v1/blobs");
+    for number in 0..count {
+        let (id, size) = (BlobId::of(&version(&number.to_string(), 1)), 1);
+        let name = BlobName { id, size, crc: 0, variant: PLAIN };
+        // A link to nowhere has a name and an inode, and can be neither opened nor inspected.
+        std::os::unix::fs::symlink("/no/such/file", blobs.join(name.to_string())).unwrap();
+    }
+    let began = std::time::Instant::now();
+    let store = fixture.open(4);
+    let took = began.elapsed();
+    assert_eq!(store.0.index.lock().used(), count * PAGE);
+    // Two seconds for 100,000, in a debug build.
+    assert!(took * 5 < std::time::Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn files_that_contradict_each_other_go() {
+    for medium in [Medium::Disk, Medium::Memory] {
+        let fixture = Fixture::new();
+        let lease = put(&fixture.open(9), "k", b"content", "a");
+        fixture.link(&lease, PRIVATE, "private");
+        drop(lease);
+        drop(put(&fixture.open(9), "other", b"x", "a"));
+        let id = BlobId::of(&version("k", 7));
+        let other = BlobName { id, size: 7, crc: 1, variant: PLAIN };
+        let blobs = fixture.directory.path().join("v1/blobs");
+        std::fs::write(blobs.join(other.to_string()), "CONTENT").unwrap();
+        let store = fixture.open_as(medium, 9);
+        assert_eq!(fixture.blobs().len(), 1);
+        assert_eq!(store.0.index.lock().used(), PAGE);
+        assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_none());
+        drop(put(&store, "k", b"content", "a"));
+    }
+}
+
+#[test]
+fn the_inode_of_a_blob_is_that_of_its_paths() {
+    let fixture = Fixture::new();
+    let id = BlobId::of(&version("k", 7));
+    let inode = |path: &PathBuf| Some(std::fs::metadata(path).unwrap().ino());
+    let store = fixture.open(9);
+    assert_eq!(store.inode(&id, PLAIN), None);
+    let lease = put(&store, "k", b"content", "a");
+    let (plain, private) =
+        (fixture.link(&lease, PLAIN, "plain"), fixture.link(&lease, PRIVATE, "private"));
+    let known = |store: &Store| (store.inode(&id, PLAIN), store.inode(&id, PRIVATE));
+    assert_eq!(known(&store), (inode(&plain), inode(&private)));
+    drop((lease, store));
+    let store = fixture.open(9);
+    assert_eq!(known(&store), (inode(&plain), inode(&private)), "as the scan found them");
+    // A damaged one is replaced, and volumes that show it can be told from those that do not.
+    fixture.blobs().iter().for_each(|blob| std::fs::write(blob, "CONTENT").unwrap());
+    assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_none());
+    assert_eq!(known(&store), (None, None));
+    let again = fixture.link(&put(&store, "k", b"content", "a"), PLAIN, "again");
+    assert_eq!(store.inode(&id, PLAIN), inode(&again));
+    assert_ne!(inode(&again), inode(&plain));
+}
+
+#[test]
+fn a_lease_on_what_is_gone_keeps_nobody_from_fetching() {
+    let fixture = Fixture::new();
+    let store = fixture.open(4);
+    let lease = put(&store, "k", b"content", "a");
+    std::fs::remove_file(&fixture.blobs()[0]).unwrap();
+    let directory = std::fs::File::open(fixture.directory.path()).unwrap();
+    lease.link(PLAIN, &directory, "x").unwrap_err();
+    let other = put(&store, "k", b"CONTENT", "a");
+    assert_eq!(std::fs::read(fixture.link(&other, PLAIN, "y")).unwrap(), b"CONTENT");
+    drop((lease, other));
+    assert!(store.reserve(need(3 * PAGE), 1).is_ok(), "nothing stays pinned");
+    assert!(store.reserve(need(4 * PAGE), 1).is_err(), "but for what is shown");
 }
 
 #[test]

@@ -29,6 +29,10 @@ pub struct Metrics {
     pub store_evictions: IntCounterVec,
     /// Published volumes, by view.
     pub volumes: IntGaugeVec,
+    /// Published volumes whose last refresh failed, by view.
+    pub stale_volumes: IntGaugeVec,
+    /// Refreshes of volumes, by outcome.
+    pub refreshes: IntCounterVec,
     /// Keys that could not become paths, in all published volumes.
     pub skipped_keys: IntCounter,
     /// RPCs answered, by method and gRPC code.
@@ -107,6 +111,16 @@ impl Metrics {
                 &["medium"],
             ),
             volumes: gauges("s3view_volumes", "Published volumes, by view.", &["view"]),
+            stale_volumes: gauges(
+                "s3view_stale_volumes",
+                "Published volumes whose last refresh failed, by view.",
+                &["view"],
+            ),
+            refreshes: counters(
+                "s3view_refreshes_total",
+                "Refreshes of volumes, by outcome: changed, unchanged or failed.",
+                &["outcome"],
+            ),
             skipped_keys: counter(
                 "s3view_skipped_keys_total",
                 "Keys that could not become paths, counted once for each revision.",
@@ -160,10 +174,12 @@ mod tests {
         metrics.store_lookups.with_label_values(&["memory", "hit"]).inc();
         metrics.store_evictions.with_label_values(&["memory"]).inc();
         metrics.volumes.with_label_values(&["tmpfs"]).set(1);
+        metrics.stale_volumes.with_label_values(&["tmpfs"]).set(1);
+        metrics.refreshes.with_label_values(&["changed"]).inc();
         metrics.rpcs.with_label_values(&["Probe", "Ok"]).inc();
         metrics.rpc_seconds.with_label_values(&["Probe"]).observe(0.1);
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 13);
+        assert_eq!(families.len(), 15);
         for family in families {
             let kind = format!("{:?}", family.get_field_type()).to_lowercase();
             let row = format!("| `{}` | {kind} | {} |", family.name(), family.help());

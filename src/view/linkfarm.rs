@@ -4,47 +4,58 @@
 //! <volumes>/<volume>/root/               what the pod's bind mount refers to; never recreated
 //!     layout symlinks                    layout files
 //!     keystore.jks -> ..data/...         keystore.jks
-//!     ..data -> ..1                      lib/app.py
-//!     ..1/keystore.jks
+//!     ..data -> ..2                      lib/app.py
+//!     ..2/keystore.jks                   ../next/0       staged; only during a replacement
+//!     ..1/keystore.jks                   retired; until nobody can be reading there
+//!     ..3/ ..data.new                    half built; only during a replacement
 //! ```
 //!
 //! `symlinks` is the kubelet's own layout for Secrets: everything is reached through `..data`, one
 //! rename(2) of which swaps all files at once. Top-level names beginning with `..` are therefore
-//! ours (listings keep them free).
+//! ours (listings keep them free). `files` replaces each file by itself.
 //!
-//! The cache *is* the view: a file costs one link, not a copy, however many volumes show it.
-//! All functions block.
+//! The cache *is* the view: a file costs one link, not a copy, however many volumes show it. A
+//! replacement links what is unchanged from what it replaces, without a look at the store.
+//!
+//! What stands on the disk is the only truth: a replacement starts from it, whatever an earlier
+//! one, or a crash, left. Revisions are numbered upwards; a directory with a higher number than the
+//! one that `..data` leads to was never shown. A revision that was shown is removed only when the
+//! caller says so, and then only if no mount shows a part of it (the kubelet binds the directory of
+//! a `subPath` by itself, so that container goes on seeing one revision).
+//!
+//! One caller at a time to each volume. All functions block.
+
+mod build;
+mod directory;
+mod effect;
+mod files;
+mod shown;
+mod swap;
 
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, openat, renameat},
-    sys::stat::{Mode as Permissions, fchmod, mkdirat},
-    unistd::{Gid, Uid, fchown, symlinkat},
-};
+use nix::errno::Errno;
 use thiserror::Error;
 
+pub use self::shown::Shown;
+use self::{directory::Directory, swap::Root};
 use crate::{
     failure::FailureKind,
     listing::{Entry, Listing},
+    mount::{MountError, table},
     relpath::RelPath,
     store::{BlobId, Lease, Reservation, StoreError, Variant},
     volume::{Layout, Ownership},
 };
 
-/// The name through which everything is reached in the layout `symlinks`.
-const DATA: &str = "..data";
-const NEW_DATA: &str = "..data.new";
+/// What the pod's mount refers to, in the volume's directory.
+const ROOT: &str = "root";
 
 /// Why a revision could not be shown.
 #[derive(Debug, Error)]
@@ -69,6 +80,15 @@ pub enum ViewError {
         #[source]
         error: StoreError,
     },
+    /// Nobody could tell whether a revision is bound elsewhere.
+    #[error("failed to see whether {} is mounted elsewhere", path.display())]
+    Mounts {
+        /// The revision.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: MountError,
+    },
 }
 
 impl ViewError {
@@ -77,6 +97,7 @@ impl ViewError {
         match self {
             Self::Io { error, .. } => crate::store::io_kind(error),
             Self::Link { error, .. } => error.kind(),
+            Self::Mounts { error, .. } => error.kind(),
         }
     }
 }
@@ -85,10 +106,32 @@ impl ViewError {
 /// have to be made.
 #[derive(Debug)]
 pub struct Leases {
-    /// Each entry's blob.
+    /// Each entry's blob; entries that are kept need none.
     pub blobs: HashMap<BlobId, Arc<Lease>>,
     /// Set aside when the listing was admitted.
     pub reservation: Arc<Reservation>,
+}
+
+/// What a replacement did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    /// The number of what is shown now; plain files have none, which is 0.
+    pub revision: u64,
+    /// What was shown before, if it still stands.
+    pub retired: Option<Retired>,
+}
+
+/// A revision that is shown no more and may still be read by who resolved `..data` before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Retired {
+    revision: u64,
+}
+
+impl Retired {
+    /// Its number.
+    pub fn revision(self) -> u64 {
+        self.revision
+    }
 }
 
 /// The files of one volume.
@@ -107,7 +150,7 @@ impl LinkFarm {
 
     /// What the pod's mount refers to.
     pub fn root(directory: &Path) -> PathBuf {
-        directory.join("root")
+        directory.join(ROOT)
     }
 
     /// The owner and mode of this volume's files.
@@ -116,7 +159,8 @@ impl LinkFarm {
         Variant { uid, gid, mode: file_mode.bits() }
     }
 
-    /// How many names a listing needs: what a tmpfs counts as inodes.
+    /// How many names a listing needs, shown first or as a replacement: what a tmpfs counts as
+    /// inodes.
     pub fn names(listing: &Listing) -> u64 {
         // The symlinks at the top, and the directories that every volume has.
         let own = top_names(listing).len() + 5;
@@ -132,18 +176,16 @@ impl LinkFarm {
     /// One link for each file, four calls for each directory.
     pub fn create(&self, listing: &Listing, leases: &Leases) -> Result<(), ViewError> {
         self.remove()?;
-        let root = Self::root(&self.directory);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&root)
-            .map_err(|error| io_error("create", &root, error))?;
-        let top = open_directory(AT_FDCWD, root.as_path()).map_err(|e| failed("open", &root, e))?;
+        make_all_private(&self.directory)?;
+        let root = open(&self.directory)?.make_private(ROOT)?;
+        let link = swap::keeping(None, |_| false, leases, &self.ownership);
         match self.layout {
-            Layout::Files => self.build(top.as_fd(), &root, listing, leases)?,
-            Layout::Symlinks => self.show_first(&top, &root, listing, leases)?,
+            Layout::Files => build::build(&root, listing, &self.ownership, link)?,
+            Layout::Symlinks => {
+                swap::replace(&root, &Root::default(), listing, &self.ownership, link)?;
+            }
         }
-        self.own(&top, &root)
+        root.own(&self.ownership)
     }
 
     /// Removes all of the volume's files; blobs stay in the store.
@@ -154,91 +196,119 @@ impl LinkFarm {
         remove_all(&self.directory)
     }
 
-    fn show_first(
-        &self,
-        top: &OwnedFd,
-        root: &Path,
-        listing: &Listing,
-        leases: &Leases,
-    ) -> Result<(), ViewError> {
-        let (name, path) = ("..1", root.join("..1"));
-        let revision = self.make_directory(top, name, &path)?;
-        self.build(revision.as_fd(), &path, listing, leases)?;
-        symlinkat(name, top, NEW_DATA).map_err(|e| failed("link", &root.join(NEW_DATA), e))?;
-        renameat(top, NEW_DATA, top, DATA).map_err(|e| failed("swap", &root.join(DATA), e))?;
-        for name in top_names(listing) {
-            let target = format!("{DATA}/{name}");
-            symlinkat(target.as_str(), top, name)
-                .map_err(|errno| failed("link", &root.join(name), errno))?;
-        }
-        Ok(())
-    }
-
-    /// Makes all directories and links below an empty directory.
+    /// What the volume shows, for who does not remember it: after a restart of the plugin, or a
+    /// replacement that failed.
     ///
-    /// Directories and entries are both in path order, so one walk with a stack of open directories
-    /// does it: no path is resolved twice, and no more descriptors are open than the tree is deep.
-    fn build(
+    /// # Errors
+    /// What the file system answers; an error if there is nothing.
+    ///
+    /// # Blocking
+    /// Reads each directory once; no call for each file.
+    pub fn read(&self) -> Result<Shown, ViewError> {
+        let root = open(&self.directory)?.enter(ROOT)?;
+        match self.layout {
+            Layout::Files => Shown::read(&root, 0),
+            Layout::Symlinks => {
+                let revision = swap::current(&root)?;
+                Shown::read(&root.enter(&swap::revision_name(revision))?, revision)
+            }
+        }
+    }
+
+    /// Shows `listing` instead of what is shown: all at once, or not at all, with `symlinks`; file
+    /// by file with `files`.
+    ///
+    /// Entries for which `keep` is true must stand at the same path with the same content in what
+    /// is shown; they are taken from there if they do stand there, and need no lease. All others
+    /// are linked from `leases`. The revision that was shown stays: see
+    /// [`LinkFarm::remove_retired`].
+    ///
+    /// # Errors
+    /// What the file system answers; stale if a blob is gone, or an entry to be kept is not there
+    /// (or has as many links as a file can have) and was not leased. After an error nothing is
+    /// certain: with `symlinks` either revision may be shown (the new one only if a name at the top
+    /// could not be made or removed), with `files` a mix of both. Each path is whole or absent all
+    /// the same. The caller asks [`LinkFarm::tidy`] for what is left over and [`LinkFarm::read`]
+    /// for what can be kept, and replaces again.
+    ///
+    /// # Blocking
+    /// With `symlinks`, one link for each file and four calls for each directory. With `files`, one
+    /// link and one rename for each change, and a read of each directory.
+    pub fn replace(
         &self,
-        top: std::os::fd::BorrowedFd<'_>,
-        path: &Path,
         listing: &Listing,
+        keep: impl Fn(&Entry) -> bool,
         leases: &Leases,
-    ) -> Result<(), ViewError> {
-        let variant = Self::variant(&self.ownership);
-        let mut stack: Vec<(&RelPath, OwnedFd)> = Vec::new();
-        let mut directories = listing.directories().iter().peekable();
-        let mut entries = listing.entries().iter().peekable();
-        loop {
-            let directory_first = match (directories.peek(), entries.peek()) {
-                (None, None) => return Ok(()),
-                (Some(_), None) => true,
-                (None, Some(_)) => false,
-                (Some(directory), Some(entry)) => **directory < entry.path,
-            };
-            let next = if directory_first { directories.next() } else { None };
-            let name = match (next, entries.peek()) {
-                (Some(directory), _) => directory,
-                (None, Some(entry)) => &entry.path,
-                (None, None) => return Ok(()),
-            };
-            let parent = name.parent();
-            while stack.last().is_some_and(|(open, _)| Some(*open) != parent.as_ref()) {
-                stack.pop();
+    ) -> Result<Replaced, ViewError> {
+        let volume = open(&self.directory)?;
+        let root = volume.enter(ROOT)?;
+        match self.layout {
+            Layout::Files => {
+                let standing = Shown::read(&root, 0)?;
+                let plan = files::Plan::new(&standing, listing, keep);
+                files::replace(&volume, &root, &plan, leases, &self.ownership)?;
+                Ok(Replaced { revision: 0, retired: None })
             }
-            let inside = stack.last().map_or(top, |(_, fd)| fd.as_fd());
-            if let Some(directory) = next {
-                let full = path.join(directory.as_str());
-                let made = self.make_directory(inside, directory.file_name(), &full)?;
-                stack.push((directory, made));
-            } else if let Some(entry) = entries.next() {
-                link(entry, leases, variant, inside)?;
+            Layout::Symlinks => {
+                let found = Root::read(&root)?;
+                let previous = root.find(&swap::revision_name(found.current))?;
+                let link = swap::keeping(previous.as_ref(), keep, leases, &self.ownership);
+                swap::replace(&root, &found, listing, &self.ownership, link)
             }
         }
     }
 
-    fn make_directory(
-        &self,
-        parent: impl AsFd,
-        name: &str,
-        path: &Path,
-    ) -> Result<OwnedFd, ViewError> {
-        mkdirat(&parent, name, Permissions::S_IRWXU).map_err(|e| failed("create", path, e))?;
-        let made = open_directory(&parent, name).map_err(|e| failed("open", path, e))?;
-        self.own(&made, path)?;
-        Ok(made)
+    /// Removes a retired revision of the volume at `directory`; false if it has to stay, because it is shown (again) or a mount
+    /// shows a part of it.
+    ///
+    /// # Errors
+    /// What the file system answers, or the mount table; what is left can be removed later.
+    ///
+    /// # Blocking
+    /// Reads the mount table unless there is nothing to remove; one call for each file.
+    pub fn remove_retired(directory: &Path, retired: Retired) -> Result<bool, ViewError> {
+        let Some(root) = find_root(directory)? else { return Ok(true) };
+        let name = swap::revision_name(retired.revision);
+        if root.find(&name)?.is_none() {
+            return Ok(true);
+        }
+        if swap::current(&root)? == retired.revision || is_bound(directory, &name)? {
+            return Ok(false);
+        }
+        root.remove(&name)?;
+        Ok(true)
     }
 
-    fn own(&self, directory: &OwnedFd, path: &Path) -> Result<(), ViewError> {
-        let Ownership { uid, gid, dir_mode, .. } = self.ownership;
-        // What we make is root's already: no directory of the store hands its group on.
-        if (uid, gid) != (0, 0) {
-            fchown(directory, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                .map_err(|errno| failed("set the owner of", path, errno))?;
+    /// Finishes or undoes what a replacement left half done in a volume's directory, by a crash or
+    /// an error. Returns the older revisions that are still there, oldest first.
+    ///
+    /// With `files`, what was half replaced stays so until the next replacement. A directory that
+    /// does not exist, or shows nothing yet, is fine.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    ///
+    /// # Blocking
+    /// A few calls, and one for each file that is removed.
+    pub fn tidy(directory: &Path) -> Result<Vec<Retired>, ViewError> {
+        let Some(volume) = Directory::open(directory)? else { return Ok(Vec::new()) };
+        files::tidy(&volume)?;
+        match volume.find(ROOT)? {
+            Some(root) if swap::current(&root)? > 0 => swap::tidy(&root),
+            _ => Ok(Vec::new()),
         }
-        fchmod(directory, Permissions::from_bits_truncate(u32::from(dir_mode.bits())))
-            .map_err(|errno| failed("set the mode of", path, errno))
     }
+}
+
+/// Whether some mount shows that revision or something below it.
+fn is_bound(directory: &Path, revision: &str) -> Result<bool, ViewError> {
+    let root = LinkFarm::root(directory);
+    let mounts =
+        table::mounts().map_err(|error| ViewError::Mounts { path: root.join(revision), error })?;
+    // The volume's own name is enough: what is above it may have other names in a container.
+    let volume = directory.file_name().unwrap_or_default();
+    let place = Path::new(volume).join(ROOT).join(revision);
+    Ok(mounts.iter().any(|mount| mount.shows(&place)))
 }
 
 /// Removes a volume's directory with everything in it; a missing one is fine.
@@ -254,17 +324,22 @@ pub fn remove_all(directory: &Path) -> Result<(), ViewError> {
     }
 }
 
-fn link(
-    entry: &Entry,
-    leases: &Leases,
-    variant: Variant,
-    directory: impl AsFd,
-) -> Result<(), ViewError> {
-    let lease = leases.blobs.get(&BlobId::of(&entry.object.version));
-    let lease = lease.expect("every entry's blob was leased before it is linked");
-    lease
-        .link(variant, directory, entry.path.file_name())
-        .map_err(|error| ViewError::Link { path: entry.path.clone(), error })
+fn make_all_private(directory: &Path) -> Result<(), ViewError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| io_error("create", directory, error))
+}
+
+/// Opens a volume's directory, which must be there.
+fn open(directory: &Path) -> Result<Directory, ViewError> {
+    let missing = || io_error("open", directory, Errno::ENOENT.into());
+    Directory::open(directory)?.ok_or_else(missing)
+}
+
+fn find_root(directory: &Path) -> Result<Option<Directory>, ViewError> {
+    Directory::open(directory)?.map_or(Ok(None), |volume| volume.find(ROOT))
 }
 
 /// The names at the top of the volume.
@@ -273,15 +348,9 @@ fn top_names(listing: &Listing) -> BTreeSet<&str> {
     paths.filter_map(|path| path.components().next()).collect()
 }
 
-fn open_directory(at: impl AsFd, path: &(impl nix::NixPath + ?Sized)) -> Result<OwnedFd, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(at, path, flags, Permissions::empty())
-}
-
-fn failed(action: &'static str, path: &Path, errno: Errno) -> ViewError {
-    io_error(action, path, errno.into())
-}
-
 fn io_error(action: &'static str, path: &Path, error: io::Error) -> ViewError {
     ViewError::Io { action, path: path.to_owned(), error }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,6 @@ use super::{SOURCE_KEYS, SpecError};
 use crate::{
     config::{Config, Defaults},
     problems::Problems,
-    units::parse_duration,
 };
 
 /// Every volume attribute, in the order of the reference.
@@ -62,7 +61,7 @@ struct NotYet {
 
 /// What this release refuses because it cannot do it. Each issue that adds such a thing removes
 /// its lines.
-const NOT_YET: [NotYet; 8] = [
+const NOT_YET: [NotYet; 6] = [
     NotYet {
         attribute: "view",
         applies: |value| value == "fuse",
@@ -80,16 +79,6 @@ const NOT_YET: [NotYet; 8] = [
         attribute: "asOf",
         applies: |_| true,
         text: "it comes with a later one; for a single object, write key and versionId in sources",
-    },
-    NotYet {
-        attribute: "whenUnavailable",
-        applies: |value| value == "cached",
-        text: "it comes with a later one; write \"fail\" or leave it out",
-    },
-    NotYet {
-        attribute: "settle",
-        applies: |value| parse_duration(value).is_ok_and(|time| !time.is_zero()),
-        text: "it comes with a later one; leave it out",
     },
 ];
 

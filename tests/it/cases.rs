@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    lifecycle, protocol, requests,
+    lifecycle, protocol, refresh, requests,
     support::{namespace::Ids, server::Server},
     views,
 };
@@ -135,6 +135,30 @@ pub(crate) fn all() -> Vec<Case> {
             sigterm_is_bounded,
             sigterm_leaves_the_mounts,
             republish_is_ok_whatever_else_is_wrong,
+        }
+        refresh {
+            an_overwritten_object_is_replaced_whole,
+            objects_come_and_go,
+            three_of_a_thousand_are_three_gets,
+            an_unchanged_source_costs_one_list,
+            a_volume_that_never_refreshes_asks_nothing,
+            inotify_and_mtime_show_the_change,
+            a_failed_refresh_keeps_the_revision_and_says_why,
+            a_failing_endpoint_is_asked_less_and_less,
+            a_source_that_suddenly_is_empty_is_a_failure,
+            a_volume_that_grows_too_large_stays_as_it_is,
+            an_object_that_changes_under_a_refresh_is_listed_again,
+            new_credentials_are_used_at_once,
+            credentials_that_s3_refuses_change_nothing,
+            nothing_is_shown_that_new_credentials_may_not_read,
+            a_restart_goes_on_where_it_was,
+            other_credentials_after_a_restart_ask_for_everything,
+            a_changed_pair_waits_until_it_has_settled,
+            a_replaced_revision_stays_for_its_readers,
+            a_sub_path_keeps_its_revision,
+            unpublish_does_not_wait_for_a_refresh,
+            what_was_read_before_starts_a_pod,
+            what_was_read_before_survives_a_reboot_on_disk,
         }
         protocol {
             all_problems_are_told_at_once,

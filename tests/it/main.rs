@@ -20,6 +20,7 @@ mod faults;
 mod fixture;
 mod lifecycle;
 mod protocol;
+mod refresh;
 mod requests;
 mod views;
 

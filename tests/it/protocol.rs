@@ -144,6 +144,20 @@ pub(crate) async fn bad_configuration_ends_with_64(fixture: Fixture) {
     assert_eq!(run(&["--version"]).0, Some(0));
 }
 
+/// The metrics of a plugin, as Prometheus reads them.
+pub(crate) fn scrape(address: std::net::SocketAddr) -> String {
+    http_get(address, "/metrics")
+}
+
+fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -151,14 +165,7 @@ pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
     fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
     fixture.put_certificates().await;
     fixture.publish(&fixture.pod("certs")).await;
-    let get = |path: &str| {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let get = |path: &str| http_get(address, path);
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics");
     for line in [

@@ -1,0 +1,346 @@
+//! What principals were allowed to read, for `whenUnavailable: cached`: the newest listing of each
+//! source and principal, beside the blobs that it names and on the same medium.
+//!
+//! ```text
+//! <store>/v1/records/<sealed principal and sources>.json     mtime: when S3 last confirmed it
+//! ```
+//!
+//! The name is a keyed digest, so a record is found only by who knows the whole credential, and
+//! tells nothing about it. A record holds keys and ETags, no content and nothing secret. It counts
+//! for `authorization.cachedFor`, then it is removed. Anything unreadable is as good as no record.
+//!
+//! All functions block.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::revision::Recipe;
+use crate::{
+    fetch::ListingKey,
+    listing::{Entry, Listing, Skipped},
+    object::{Bucket, ETag, EndpointId, Key, Object, ObjectVersion, SseKeyDigest},
+    relpath::RelPath,
+    source::NodeKey,
+};
+
+/// The version of the files; others are not read.
+const FORMAT: u32 = 1;
+
+/// How far in the future a record may lie and still be believed: clocks are set.
+const SKEW: Duration = Duration::from_hours(1);
+
+/// How records are found, and how long they count. Where they are is up to the caller: the store's
+/// [`records`](crate::store::Store::records).
+#[derive(Debug, Clone)]
+pub(super) struct Records {
+    key: NodeKey,
+    cached_for: Duration,
+}
+
+/// A listing that S3 confirmed to a principal once, and when.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    pub(super) listing: Listing,
+    pub(super) confirmed: SystemTime,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: u32,
+    entries: Vec<Line>,
+    directories: Vec<String>,
+    skipped: Skipped,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    path: String,
+    bucket: String,
+    key: String,
+    etag: String,
+    size: u64,
+    version_id: Option<String>,
+    modified: SystemTime,
+}
+
+impl Records {
+    pub(super) fn new(key: NodeKey, cached_for: Duration) -> Self {
+        Self { key, cached_for }
+    }
+
+    /// Keeps what a recipe resolved to, beside its blobs; a failure is logged.
+    pub(super) fn keep(&self, recipe: &Recipe, listing: &Listing) {
+        let saved = self.save(&recipe.store.records(), &recipe.listing_key(), listing);
+        if let Err(error) = saved {
+            tracing::warn!(%error, "failed to keep a listing for the time when S3 is gone");
+        }
+    }
+
+    /// Notes that S3 confirmed `listing` to a recipe again.
+    pub(super) fn keep_on(&self, recipe: &Recipe, listing: &Listing) {
+        if !self.confirm(&recipe.store.records(), &recipe.listing_key()) {
+            self.keep(recipe, listing);
+        }
+    }
+
+    /// What was kept for a recipe.
+    pub(super) fn find(&self, recipe: &Recipe) -> Option<Recorded> {
+        let (asked, endpoint) = (recipe.listing_key(), recipe.source.endpoint());
+        self.load(&recipe.store.records(), &asked, endpoint)
+    }
+
+    /// Keeps `listing` as what S3 confirmed just now, in the place of an earlier one.
+    ///
+    /// # Errors
+    /// What the file system answers; the earlier record then stays.
+    fn save(&self, directory: &Path, asked: &ListingKey, listing: &Listing) -> io::Result<()> {
+        std::fs::create_dir_all(directory)?;
+        let mut file = NamedTempFile::with_prefix_in("new-", directory)?;
+        let mut writer = io::BufWriter::new(file.as_file_mut());
+        serde_json::to_writer(&mut writer, &Document::of(listing))?;
+        writer.flush()?;
+        drop(writer);
+        file.persist(self.path(directory, asked))?;
+        Ok(())
+    }
+
+    /// Notes that S3 confirmed the record again. False if there is none.
+    fn confirm(&self, directory: &Path, asked: &ListingKey) -> bool {
+        let file = File::options().append(true).open(self.path(directory, asked));
+        file.and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+    }
+
+    /// The newest listing that S3 confirmed to this principal, if that is not too long ago.
+    fn load(
+        &self,
+        directory: &Path,
+        asked: &ListingKey,
+        endpoint: &EndpointId,
+    ) -> Option<Recorded> {
+        let path = self.path(directory, asked);
+        let confirmed = std::fs::metadata(&path).ok()?.modified().ok()?;
+        if !self.counts(confirmed) {
+            return None;
+        }
+        let document: Document = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        let listing = document.listing(endpoint, asked.sse_key())?;
+        Some(Recorded { listing, confirmed })
+    }
+
+    /// Removes what counts no more, and files that a crash left.
+    pub(super) fn sweep(&self, directory: &Path) {
+        let Ok(files) = std::fs::read_dir(directory) else { return };
+        for path in files.flatten().map(|file| file.path()) {
+            let modified = path.metadata().and_then(|found| found.modified());
+            let whole = path.extension().is_some_and(|extension| extension == "json");
+            if whole && modified.is_ok_and(|at| self.counts(at)) {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "failed to remove an old record");
+            }
+        }
+    }
+
+    fn counts(&self, confirmed: SystemTime) -> bool {
+        match SystemTime::now().duration_since(confirmed) {
+            Ok(age) => age <= self.cached_for,
+            Err(ahead) => ahead.duration() <= SKEW,
+        }
+    }
+
+    fn path(&self, directory: &Path, asked: &ListingKey) -> PathBuf {
+        let name = self.key.seal(asked.principal(), &asked.subject());
+        directory.join(name.as_str()).with_extension("json")
+    }
+}
+
+impl Document {
+    fn of(listing: &Listing) -> Self {
+        let line = |entry: &Entry| {
+            let Entry { path, object } = entry;
+            let ObjectVersion { bucket, key, etag, size, .. } = &object.version;
+            Line {
+                path: path.to_string(),
+                bucket: bucket.to_string(),
+                key: key.to_string(),
+                etag: etag.to_string(),
+                size: *size,
+                version_id: object.version_id.as_deref().map(str::to_owned),
+                modified: object.last_modified,
+            }
+        };
+        Self {
+            format: FORMAT,
+            entries: listing.entries().iter().map(line).collect(),
+            directories: listing.directories().iter().map(ToString::to_string).collect(),
+            skipped: listing.skipped().clone(),
+        }
+    }
+
+    /// Everything is parsed again: a file is no better than a key that comes from S3.
+    fn listing(self, endpoint: &EndpointId, sse_key: Option<SseKeyDigest>) -> Option<Listing> {
+        let entry = |line: Line| {
+            let version = ObjectVersion {
+                endpoint: endpoint.clone(),
+                bucket: Bucket::parse(&line.bucket).ok()?,
+                key: Key::parse(&line.key).ok()?,
+                etag: ETag::new(&line.etag),
+                size: line.size,
+                sse_key,
+            };
+            let version_id = line.version_id.map(Arc::from);
+            let object = Object { version, version_id, last_modified: line.modified };
+            Some(Entry { path: RelPath::parse(&line.path).ok()?, object })
+        };
+        let entries = self.entries.into_iter().map(entry).collect::<Option<_>>()?;
+        let directory = |path: &String| RelPath::parse(path).ok();
+        let directories = self.directories.iter().map(directory).collect::<Option<_>>()?;
+        let listing = Listing::from_parts(entries, directories, self.skipped);
+        listing.filter(|_| self.format == FORMAT)
+    }
+}
+
+/// Reads the node's key, or makes one at the first start.
+///
+/// # Errors
+/// What the file system answers.
+pub(super) fn node_key(state: &Path) -> io::Result<NodeKey> {
+    let path = state.join("node.key");
+    if let Ok(known) = std::fs::read(&path)
+        && let Ok(key) = known.try_into()
+    {
+        return Ok(NodeKey::new(key));
+    }
+    let mut key = [0; 32];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut key)?;
+    let anew = state.join("node.key.new");
+    let mut options = File::options();
+    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&anew)?;
+    file.write_all(&key)?;
+    // A key that a power loss cut short would make every record useless; nothing else is lost.
+    file.sync_all()?;
+    std::fs::rename(&anew, &path)?;
+    Ok(NodeKey::new(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{glob::Filter, listing::ListingBuilder, source::Principal};
+
+    fn endpoint() -> EndpointId {
+        EndpointId::new("http://s3", None)
+    }
+
+    fn asked(id: &str) -> ListingKey {
+        let principal = Principal::credential(&endpoint(), id, "secret", None);
+        ListingKey::for_tests(principal, "sources")
+    }
+
+    fn listing(keys: &[&str]) -> Listing {
+        let mut builder = ListingBuilder::new(100);
+        for key in keys {
+            let version = ObjectVersion {
+                endpoint: endpoint(),
+                bucket: Bucket::parse("bucket").unwrap(),
+                key: Key::parse(key).unwrap(),
+                etag: ETag::new("etag"),
+                size: u64::from(!key.ends_with('/')),
+                sse_key: None,
+            };
+            let last_modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_500_000_000);
+            let object = Object { version, version_id: Some("v".into()), last_modified };
+            builder.add_below(None, key, &Filter::default(), object).unwrap();
+        }
+        builder.finish().unwrap()
+    }
+
+    fn records() -> Records {
+        Records::new(NodeKey::new([7; 32]), Duration::from_hours(24))
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_principal_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (records, directory) = (records(), directory.path());
+        assert!(!records.confirm(directory, &asked("me")));
+        let listing = listing(&["a", "d/b", "e/", "x//y"]);
+        records.save(directory, &asked("me"), &listing).unwrap();
+        assert_eq!(records.load(directory, &asked("me"), &endpoint()).unwrap().listing, listing);
+        assert!(records.load(directory, &asked("you"), &endpoint()).is_none());
+        let other_node = Records { key: NodeKey::new([8; 32]), ..records.clone() };
+        assert!(other_node.load(directory, &asked("me"), &endpoint()).is_none());
+        assert!(records.confirm(directory, &asked("me")));
+    }
+
+    #[test]
+    fn a_record_counts_as_long_as_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let (records, directory) = (records(), directory.path());
+        records.save(directory, &asked("me"), &listing(&["a"])).unwrap();
+        let file =
+            File::options().append(true).open(records.path(directory, &asked("me"))).unwrap();
+        let set = |time| file.set_modified(time).unwrap();
+        set(SystemTime::now() + Duration::from_hours(2));
+        assert!(
+            records.load(directory, &asked("me"), &endpoint()).is_none(),
+            "the future is not believed"
+        );
+        set(SystemTime::now() - Duration::from_hours(23));
+        records.sweep(directory);
+        assert!(records.load(directory, &asked("me"), &endpoint()).is_some());
+        set(SystemTime::now() - Duration::from_hours(25));
+        assert!(records.load(directory, &asked("me"), &endpoint()).is_none());
+        std::fs::write(directory.join("new-x"), "torn").unwrap();
+        records.sweep(directory);
+        assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_key_of_the_node_is_private_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let principal = asked("me").principal();
+        let first = node_key(directory.path()).unwrap().seal(principal, "");
+        assert_eq!(node_key(directory.path()).unwrap().seal(principal, ""), first);
+        let path = directory.path().join("node.key");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&path, "short").unwrap();
+        assert_ne!(node_key(directory.path()).unwrap().seal(principal, ""), first);
+    }
+
+    proptest! {
+        /// A file that somebody wrote cannot name a path outside the volume, whatever is in it.
+        #[test]
+        fn no_record_leads_out_of_the_volume(path in "[a./\0]{0,8}", text in "\\PC{0,40}") {
+            let directory = tempfile::tempdir().unwrap();
+            let (records, directory) = (records(), directory.path());
+            records.save(directory, &asked("me"), &listing(&["a"])).unwrap();
+            let file = records.path(directory, &asked("me"));
+            let good = std::fs::read_to_string(&file).unwrap();
+            let escaped = serde_json::to_string(&path).unwrap();
+            std::fs::write(&file, good.replace("\"a\"", &escaped)).unwrap();
+            if let Some(found) = records.load(directory, &asked("me"), &endpoint()) {
+                let shown = found.listing.entries()[0].path.as_str().to_owned();
+                prop_assert!(RelPath::parse(&shown).is_ok());
+            }
+            std::fs::write(&file, text).unwrap();
+            prop_assert!(records.load(directory, &asked("me"), &endpoint()).is_none());
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Showing a listing in one volume that is published.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Member;
+use crate::{
+    failure::FailureKind,
+    listing::{self, Changes, Listing},
+    node::{
+        Context, Node, NodeError,
+        published::{Published, Revised},
+        registry::Entry,
+        revision::{self, Need, Recipe},
+        volumes::TargetLock,
+    },
+    relpath::RelPath,
+    source::SealedPrincipal,
+    store::{BlobId, Medium},
+    task::blocking,
+    view::linkfarm::{Leases, LinkFarm, Retired},
+    volume::WhenUnavailable,
+};
+
+/// What a refresh of a volume came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// A new revision is shown.
+    Changed,
+    /// It shows what S3 has.
+    Unchanged,
+    /// It will, when the listing has stood still for that much longer.
+    Settling(Duration),
+}
+
+impl Outcome {
+    /// The label in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::Settling(_) => "settling",
+        }
+    }
+}
+
+/// What a listing would change, and what is needed for it.
+struct Plan {
+    changes: Changes,
+    need: Need,
+}
+
+impl Node {
+    /// Brings one volume up to `listing`; ends early with `Cancelled` when it is unpublished.
+    pub(super) async fn show(
+        &self,
+        member: &Member,
+        listing: &Arc<Listing>,
+    ) -> Result<Outcome, NodeError> {
+        let _one_at_a_time = member.published.refreshing.lock().await;
+        let ended = member.published.ended.cancelled();
+        let outcome = tokio::select! {
+            biased;
+            () = ended => return Err(NodeError::Cancelled),
+            outcome = self.show_now(member, listing) => outcome,
+        };
+        match outcome {
+            // What was replaced long ago makes room before anything is refused.
+            Err(error) if error.kind() == FailureKind::Exhausted => {
+                self.sweep_medium(member.published.medium).await;
+                self.show_now(member, listing).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn show_now(
+        &self,
+        member: &Member,
+        listing: &Arc<Listing>,
+    ) -> Result<Outcome, NodeError> {
+        let Member { published, recipe, .. } = member;
+        let Plan { changes, need } = self.plan_refresh(member, listing).await?;
+        if changes.is_empty() && matches!(&need, Need::Only(none) if none.is_empty()) {
+            self.confirm(member, listing).await?;
+            return Ok(Outcome::Unchanged);
+        }
+        let wait = match changes.is_empty() {
+            true => Duration::ZERO,
+            false => published.settling(listing, recipe.spec.settle),
+        };
+        if !wait.is_zero() {
+            return Ok(Outcome::Settling(wait));
+        }
+        revision::check_size(listing, &recipe.spec)?;
+        let leases = revision::bring(&self.0, recipe, listing, need).await?;
+        if changes.is_empty() {
+            drop(leases);
+            self.confirm(member, listing).await?;
+            return Ok(Outcome::Unchanged);
+        }
+        self.swap(member, listing, changes.files, leases).await?;
+        Ok(Outcome::Changed)
+    }
+
+    /// Compares with what is shown: by the listing behind it, or, after a restart, by the files.
+    async fn plan_refresh(
+        &self,
+        member: &Member,
+        listing: &Arc<Listing>,
+    ) -> Result<Plan, NodeError> {
+        let Member { published, recipe, .. } = member;
+        if published.is_doubtful() {
+            let files = listing.entries().iter().map(|entry| entry.path.clone()).collect();
+            let changes = Changes { files, names_differ: true };
+            return Ok(Plan { changes, need: Need::All });
+        }
+        let (changes, is_known) = match published.listing() {
+            Some(known) if Arc::ptr_eq(&known, listing) => (Changes::default(), true),
+            Some(known) => (listing.changes_from(&known), true),
+            None => {
+                let (recipe, listing) = (Arc::clone(recipe), Arc::clone(listing));
+                let changes = blocking(move || changes_on_disk(&recipe, &listing)).await?;
+                (changes, published.principal() == Some(self.0.seal(&member.recipe)))
+            }
+        };
+        let need = if member.is_trial || !is_known {
+            Need::All
+        } else {
+            Need::Only(Arc::new(changes.files.clone()))
+        };
+        Ok(Plan { changes, need })
+    }
+
+    /// Notes that the volume shows what S3 has, and removes replaced revisions whose time has come.
+    async fn confirm(&self, member: &Member, listing: &Arc<Listing>) -> Result<(), NodeError> {
+        let Member { key, published, recipe, .. } = member;
+        let principal = self.0.seal(recipe);
+        let summary = revision::summarise(listing, &recipe.spec, 0);
+        let record = published.confirm(recipe, listing, summary, &principal);
+        let retired = published.take_retired(false);
+        let keeps = recipe.spec.when_unavailable == WhenUnavailable::Cached;
+        if record.is_none() && retired.is_empty() && !keeps {
+            return Ok(());
+        }
+        let lock = self.0.volumes.lock(key).await;
+        if !self.0.volumes.is_published(key, published) {
+            return Err(NodeError::Cancelled);
+        }
+        let (node, member, listing) = (self.clone(), member.clone(), Arc::clone(listing));
+        blocking(move || {
+            let _lock: TargetLock = lock;
+            node.0.write_record(record.as_ref());
+            node.0.remove_retired(&member.published, retired);
+            if keeps {
+                node.0.records.keep_on(&member.recipe, &listing);
+            }
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Replaces the revision. Runs to its end even if the refresh is dropped meanwhile, and under
+    /// the target's lock, so that an unpublish comes before or after it.
+    async fn swap(
+        &self,
+        member: &Member,
+        listing: &Arc<Listing>,
+        changed: HashSet<RelPath>,
+        leases: Leases,
+    ) -> Result<(), NodeError> {
+        let (node, member, listing) = (self.clone(), member.clone(), Arc::clone(listing));
+        self.to_its_end(async move {
+            let lock = node.0.volumes.lock(&member.key).await;
+            if !node.0.volumes.is_published(&member.key, &member.published) {
+                return Err(NodeError::Cancelled);
+            }
+            blocking(move || {
+                let _lock: TargetLock = lock;
+                node.swap_files(&member, &listing, &changed, &leases)
+            })
+            .await
+        })
+        .await
+    }
+
+    fn swap_files(
+        &self,
+        member: &Member,
+        listing: &Arc<Listing>,
+        changed: &HashSet<RelPath>,
+        leases: &Leases,
+    ) -> Result<(), NodeError> {
+        let Member { key, published, recipe, .. } = member;
+        let keep = |entry: &listing::Entry| !changed.contains(&entry.path);
+        let replaced = match recipe.farm.replace(listing, keep, leases) {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                let older = LinkFarm::tidy(&self.0.directory(published.medium, key));
+                published.doubt(older.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "failed to clear up after a failed refresh");
+                    Vec::new()
+                }));
+                return Err(error.into());
+            }
+        };
+        let number = replaced.revision.max(published.entry().summary.revision + 1);
+        let entry = published.revise(
+            recipe,
+            Revised {
+                listing: Arc::clone(listing),
+                summary: revision::summarise(listing, &recipe.spec, number),
+                retired: replaced.retired,
+                principal: self.0.seal(recipe),
+            },
+        );
+        self.0.write_record(Some(&entry));
+        self.0.remove_retired(published, published.take_retired(false));
+        if recipe.spec.when_unavailable == WhenUnavailable::Cached {
+            self.0.records.keep(recipe, listing);
+        }
+        self.0.metrics.skipped_keys.inc_by(listing.skipped().count());
+        tracing::info!(
+            volume.id = published.arguments.volume_id(),
+            revision = number,
+            changed = changed.len(),
+            "a volume shows a new revision"
+        );
+        Ok(())
+    }
+
+    /// Removes every replaced revision on a medium that has no room.
+    async fn sweep_medium(&self, medium: Medium) {
+        for (key, published) in self.0.volumes.published() {
+            if published.medium != medium {
+                continue;
+            }
+            let lock = self.0.volumes.lock(&key).await;
+            let node = self.clone();
+            blocking(move || {
+                let _lock: TargetLock = lock;
+                node.0.remove_retired(&published, published.take_retired(true));
+            })
+            .await;
+        }
+    }
+}
+
+impl Context {
+    /// The principal of a recipe as it stands in the registry.
+    pub(in crate::node) fn seal(&self, recipe: &Recipe) -> SealedPrincipal {
+        self.node_key.seal(recipe.source.principal(), &recipe.listing_key().subject())
+    }
+
+    /// A record that cannot be written costs a comparison after the next restart, no more.
+    fn write_record(&self, entry: Option<&Entry>) {
+        if let Some(entry) = entry
+            && let Err(error) = self.registry.write(entry)
+        {
+            tracing::warn!(%error, "failed to record a revision");
+        }
+    }
+
+    fn remove_retired(&self, published: &Published, retired: Vec<(Retired, Instant)>) {
+        if retired.is_empty() {
+            return;
+        }
+        let key = published.entry().key();
+        let directory = self.directory(published.medium, &key);
+        let mut kept = Vec::new();
+        for (retired, _) in retired {
+            match LinkFarm::remove_retired(&directory, retired) {
+                Ok(true) => {}
+                Ok(false) => kept.push(retired),
+                Err(error) => {
+                    tracing::warn!(%error, "failed to remove a replaced revision");
+                    kept.push(retired);
+                }
+            }
+        }
+        published.put_back(kept);
+    }
+}
+
+/// Compares a listing with the files of a volume. An entry is unchanged if the file at its path is
+/// the very inode of its blob. Blocks.
+fn changes_on_disk(recipe: &Recipe, listing: &Listing) -> Result<Changes, NodeError> {
+    let shown = recipe.farm.read()?;
+    let variant = LinkFarm::variant(&recipe.shape.ownership);
+    let blob =
+        |entry: &listing::Entry| recipe.store.inode(&BlobId::of(&entry.object.version), variant);
+    let is_shown = |entry: &&listing::Entry| {
+        let stands = shown.files.get(&entry.path);
+        stands.is_some() && stands.copied() == blob(entry)
+    };
+    let entries = listing.entries();
+    let files = entries.iter().filter(|entry| !is_shown(entry));
+    let files: HashSet<_> = files.map(|entry| entry.path.clone()).collect();
+    let known = entries.iter().filter(|entry| shown.files.contains_key(&entry.path)).count();
+    let same_directories = shown.directories.iter().eq(listing.directories());
+    Ok(Changes { files, names_differ: known < shown.files.len() || !same_directories })
+}
