@@ -3,12 +3,16 @@
 //! Pure data. Resolving sources feeds objects into a [`ListingBuilder`]; [`ListingBuilder::finish`]
 //! decides, for all keys together, which become files, which directories exist, and what has to be
 //! reported. That decision needs the whole set (a key `a` is a file until `a/b` turns up), which is
-//! why no path is handed out earlier.
+//! why no path is handed out earlier. Which objects those are at a moment of the past, [`StateAt`]
+//! decides before.
+
+mod past;
 
 use std::{collections::HashMap, fmt};
 
 use thiserror::Error;
 
+pub use self::past::{Evidence, KeyVersion, NULL_VERSION, StateAt};
 use crate::{
     failure::FailureKind,
     glob::Filter,

@@ -111,7 +111,7 @@ fn document(bucket: &str, query: Query<'_>, page: &VersionPage) -> String {
         xml.element("Key", &query.spell(&listed.key));
         xml.element("VersionId", &version.id);
         xml.element("IsLatest", if listed.is_latest { "true" } else { "false" });
-        xml.element("LastModified", &date(version.modified.into()));
+        xml.element("LastModified", &date(&version.modified.into()));
         if let Some(object) = &version.object {
             let class = object.properties.storage_class.as_deref().unwrap_or("STANDARD");
             xml.element("ETag", &format!("\"{}\"", object.etag));
@@ -129,7 +129,7 @@ fn document(bucket: &str, query: Query<'_>, page: &VersionPage) -> String {
     xml.0
 }
 
-fn date(time: Timestamp) -> String {
+fn date(time: &Timestamp) -> String {
     let mut text = Vec::new();
     time.format(TimestampFormat::DateTime, &mut text).expect("a time of our own has a date");
     String::from_utf8(text).expect("dates are ASCII")

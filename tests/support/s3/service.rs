@@ -1,4 +1,4 @@
-//! The operations, as s3s asks for them: unpack, call, pack. (`ListObjectVersions` is in `history`.)
+//! The operations, as s3s asks for them: unpack, call, pack. (`history` has `ListObjectVersions`.)
 
 use std::sync::Arc;
 
