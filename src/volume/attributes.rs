@@ -62,7 +62,7 @@ struct NotYet {
 
 /// What this release refuses because it cannot do it. Each issue that adds such a thing removes
 /// its lines.
-const NOT_YET: [NotYet; 8] = [
+const NOT_YET: [NotYet; 7] = [
     NotYet {
         attribute: "view",
         applies: |value| value == "fuse",
@@ -76,11 +76,6 @@ const NOT_YET: [NotYet; 8] = [
     NotYet { attribute: "roleArn", applies: |_| true, text: ROLES_LATER },
     NotYet { attribute: "stsEndpoint", applies: |_| true, text: ROLES_LATER },
     NotYet { attribute: "audience", applies: |_| true, text: ROLES_LATER },
-    NotYet {
-        attribute: "asOf",
-        applies: |_| true,
-        text: "it comes with a later one; for a single object, write key and versionId in sources",
-    },
     NotYet {
         attribute: "whenUnavailable",
         applies: |value| value == "cached",

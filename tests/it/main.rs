@@ -21,6 +21,7 @@ mod fixture;
 mod lifecycle;
 mod protocol;
 mod requests;
+mod versions;
 mod views;
 
 use std::{process::ExitCode, sync::Arc};

@@ -179,7 +179,6 @@ pub(crate) async fn later_features_say_so(fixture: Fixture) {
         ("view", "fuse"),
         ("authentication", "pod"),
         ("authentication", "driver"),
-        ("asOf", "2026-01-01T00:00:00Z"),
         ("whenUnavailable", "cached"),
     ] {
         let pod = fixture.pod("certs").with(attribute, value);
