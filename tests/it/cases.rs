@@ -164,6 +164,7 @@ pub(crate) fn all() -> Vec<Case> {
         versions {
             small_pages_change_nothing,
             within_a_second_the_last_counts,
+            a_moment_is_what_the_bucket_still_tells,
             a_moment_costs_one_listing,
             a_bucket_is_asked_only_if_its_history_is_silent,
             missing_rights_are_named,

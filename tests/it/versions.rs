@@ -311,6 +311,35 @@ pub(crate) async fn within_a_second_the_last_counts(fixture: Fixture) {
     assert_eq!(seen(&fixture, &moment).await, shown(&[("created", "1"), ("overwritten", "2")]));
 }
 
+pub(crate) async fn a_moment_is_what_the_bucket_still_tells(fixture: Fixture) {
+    let mut clock = Clock::of(&fixture);
+    let embedded = fixture.embedded();
+    embedded.put(&fixture.bucket, "h/file", "1");
+    clock.moment().await;
+    let kept = embedded.put(&fixture.bucket, "h/file", "2").version_id.unwrap();
+    let fresh = embedded.put(&fixture.bucket, "h/new", "2").version_id.unwrap();
+    let moment = clock.now.to_string();
+    assert_eq!(seen(&fixture, &moment).await, shown(&[("file", "2"), ("new", "2")]));
+    // The second goes on.
+    embedded.put(&fixture.bucket, "h/same-second", "2");
+    let complete = [("file", "2"), ("new", "2"), ("same-second", "2")];
+    assert_eq!(seen(&fixture, &moment).await, shown(&complete));
+    clock.moment().await;
+    assert_eq!(seen(&fixture, &moment).await, shown(&complete));
+    // Something arrives late, with the time at which its upload was begun.
+    let now = clock.now.as_second();
+    clock.set(now - 1);
+    embedded.put(&fixture.bucket, "h/begun-then", "2");
+    clock.set(now);
+    let late = [&complete[..], &[("begun-then", "2")]].concat();
+    assert_eq!(seen(&fixture, &moment).await, shown(&late));
+    // A rule removes old versions.
+    delete_version(&fixture, "h/file", &kept).await;
+    delete_version(&fixture, "h/new", &fresh).await;
+    let left = [("file", "1"), ("same-second", "2"), ("begun-then", "2")];
+    assert_eq!(seen(&fixture, &moment).await, shown(&left));
+}
+
 pub(crate) async fn a_moment_costs_one_listing(fixture: Fixture) {
     let mut clock = Clock::of(&fixture);
     for key in ["h/1", "h/2", "h/3"] {
