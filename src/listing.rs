@@ -3,7 +3,10 @@
 //! Pure data. Resolving sources feeds objects into a [`ListingBuilder`]; [`ListingBuilder::finish`]
 //! decides, for all keys together, which become files, which directories exist, and what has to be
 //! reported. That decision needs the whole set (a key `a` is a file until `a/b` turns up), which is
-//! why no path is handed out earlier.
+//! why no path is handed out earlier. Which objects those are at a moment of the past, [`StateAt`]
+//! decides before.
+
+mod past;
 
 use std::{
     cmp::Ordering,
@@ -15,6 +18,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::past::{Evidence, KeyVersion, NULL_VERSION, StateAt};
 use crate::{
     failure::FailureKind,
     glob::Filter,

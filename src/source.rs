@@ -95,27 +95,28 @@ impl fmt::Debug for Principal {
 pub struct SourceError {
     kind: FailureKind,
     message: Arc<str>,
-    missing_bucket: bool,
+    gone_for_good: bool,
 }
 
 impl SourceError {
     /// Makes an error; `message` names endpoint, bucket, key or prefix, and the remedy.
     pub fn new(kind: FailureKind, message: impl Into<Arc<str>>) -> Self {
-        Self { kind, message: message.into(), missing_bucket: false }
+        Self { kind, message: message.into(), gone_for_good: false }
     }
 
-    /// The same error, of a request whose bucket does not exist.
+    /// The same error, of something that listing again will not bring back: a bucket that does not
+    /// exist, a version that was deleted.
     #[must_use]
-    pub fn of_missing_bucket(self) -> Self {
-        Self { missing_bucket: true, ..self }
+    pub fn of_gone_for_good(self) -> Self {
+        Self { gone_for_good: true, ..self }
     }
 
     /// The same error for an object that was listed: gone since then, it has changed, and listing
-    /// again will tell. A bucket that is gone stays gone.
+    /// again will tell. What is gone for good stays gone.
     #[must_use]
     pub fn stale_if_gone(self) -> Self {
         match self.kind {
-            FailureKind::NotFound if !self.missing_bucket => {
+            FailureKind::NotFound if !self.gone_for_good => {
                 Self { kind: FailureKind::Stale, ..self }
             }
             _ => self,

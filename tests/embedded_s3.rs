@@ -1,5 +1,6 @@
 //! The embedded server keeps the promises of S3 that s3view builds on, seen by the real SDK.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
@@ -16,7 +17,13 @@ use aws_sdk_s3::types::{
     BucketVersioningStatus, ChecksumMode, CompletedMultipartUpload, CompletedPart, EncodingType,
     StorageClass, VersioningConfiguration,
 };
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::AfterDeserializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
 use s3::{ANONYMOUS, Action, EmbeddedS3, Fault, Options, PutOptions};
@@ -224,6 +231,50 @@ async fn pages_of_versions_lose_and_repeat_nothing() {
     seen.dedup();
     assert_eq!(seen.len(), 8);
     assert_eq!(server.requests().of("ListObjectVersions"), 4);
+}
+
+/// Keeps an answer's text, which the SDK sorts apart.
+#[derive(Debug)]
+struct Tap(Arc<Mutex<String>>);
+
+#[dyn_dispatch_hint]
+impl Intercept for Tap {
+    fn name(&self) -> &'static str {
+        "Tap"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = context.response().body().bytes().unwrap_or_default();
+        *self.0.lock() = String::from_utf8_lossy(body).into_owned();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn versions_and_delete_markers_stand_as_they_happened() {
+    let server = server();
+    server.set_versioning(BUCKET, true);
+    for key in ["a b", "c"] {
+        server.put(BUCKET, key, "1");
+        server.delete(BUCKET, key);
+        server.put(BUCKET, key, "2");
+    }
+    let list = client(&server).list_object_versions().bucket(BUCKET).max_keys(4);
+    let list = list.encoding_type(EncodingType::Url).customize();
+    let text = Arc::new(Mutex::new(String::new()));
+    list.interceptor(Tap(Arc::clone(&text))).send().await.unwrap();
+    let text = text.lock();
+    let kinds = text.split('<').filter_map(|tag| {
+        tag.strip_prefix("Version>").map(|_| 'v').or(tag.strip_prefix("DeleteMarker>").map(|_| 'd'))
+    });
+    assert_eq!(kinds.collect::<String>(), "vdvv", "{text}");
+    assert!(text.contains("<Key>a+b</Key>") && text.contains("<NextKeyMarker>c</"), "{text}");
+    assert!(text.contains(".000Z</LastModified>"), "{text}");
 }
 
 const AWKWARD: [&str; 9] =

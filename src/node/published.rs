@@ -348,7 +348,8 @@ fn age(at: u64) -> String {
 fn describe(summary: &Summary) -> String {
     let Summary { objects, bytes, skipped, resolved_at, .. } = summary;
     let resolved = jiff::Timestamp::from_second(i64::try_from(*resolved_at).unwrap_or(0));
-    let as_of = resolved.map_or_else(|_| String::new(), |time| format!(" as of {time}"));
+    let as_of =
+        resolved.map_or_else(|_| String::new(), |time| format!(", confirmed by S3 at {time}"));
     let mut text = match resolved_at {
         0 => "adopted after its record was lost: its figures are not known".to_owned(),
         _ => format!("{objects} objects, {bytes} bytes{as_of}"),

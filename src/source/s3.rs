@@ -1,17 +1,20 @@
-//! The S3 requests that s3view makes: list, head, get. All of the AWS SDK is below this module.
+//! The S3 requests that s3view makes: list, list versions, head, get. All of the AWS SDK is below
+//! this module.
 //!
 //! One [`S3Source`] is one principal at one endpoint, on behalf of one pod. Every request takes a
 //! permit of the node-wide bound first and keeps it until its body has been read. Retries happen
 //! here and nowhere else (the SDK's are off), because only here a body that broke off counts as a
 //! failure of its request.
 //!
-//! Source: Amazon S3 API reference: `API_ListObjectsV2`, `API_HeadObject`, `API_GetObject`.
+//! Source: Amazon S3 API reference: `API_ListObjectsV2`, `API_ListObjectVersions`,
+//! `API_GetBucketVersioning`, `API_HeadObject`, `API_GetObject`.
 
 mod body;
 mod clients;
 mod error;
 mod guard;
 mod page;
+mod versions;
 
 use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
 
@@ -25,8 +28,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::{
     body::{Body, Checksum, ChecksumAlgorithm},
     clients::{S3Access, S3Clients},
+    versions::{HistoryOf, Versioning},
 };
-use self::{clients::Client, error::explain};
+use self::{
+    clients::Client,
+    error::{Asked, explain},
+};
 use crate::{
     object::{Bucket, EndpointId, Key, Object, Prefix, SseKeyDigest},
     source::{Principal, SourceError, Transient},
@@ -128,13 +135,15 @@ impl S3Source {
             .set_request_payer(self.payer.clone());
         let answer = request
             .customize()
-            .interceptor(page::WholeListing)
+            .interceptor(page::Whole("ListBucketResult"))
             .mutate_request(self.user_agent())
             .send()
             .await;
         let output = self.counted(
             "ListObjectsV2",
-            answer.map_err(|error| explain(&error, &self.what_prefix(bucket, prefix))),
+            answer.map_err(|error| {
+                explain(&error, &self.what_prefix(bucket, prefix), Asked::Objects)
+            }),
         )?;
         page::parse(output, &self.place(bucket), prefix)
             .map_err(|problem| page::unusable(&self.what_prefix(bucket, prefix), &problem))
@@ -181,7 +190,9 @@ impl S3Source {
                 .sse_customer_key_md5(sse_key.base64_md5());
         }
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let outcome = self.counted("HeadObject", answer.map_err(|error| explain(&error, &what)));
+        let asked = Asked::of(version_id);
+        let answer = answer.map_err(|error| explain(&error, &what, asked));
+        let outcome = self.counted("HeadObject", answer);
         drop(permit);
         let output = match outcome {
             Ok(output) => output,
@@ -203,7 +214,8 @@ impl S3Source {
         let _permit = self.permit("GetObject").await;
         let request = self.get_request(bucket, key, version_id).range("bytes=0-0");
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        self.counted("GetObject", answer.map_err(|error| explain(&error, &what))).err()
+        let asked = Asked::of(version_id);
+        self.counted("GetObject", answer.map_err(|error| explain(&error, &what, asked))).err()
     }
 
     /// Opens an object's content, or a range of it (start inclusive, end exclusive, not empty).
@@ -212,7 +224,8 @@ impl S3Source {
     /// `object.version`. Not retried here: see [`S3Source::retried`].
     ///
     /// # Errors
-    /// Kind `Stale` if the object is not what was listed any more, else what S3 answers.
+    /// Kind `Stale` if the object is not what was listed any more, else what S3 answers. A version
+    /// that was deleted stays `NotFound`: its id is never given to another.
     ///
     /// # Cancellation
     /// Dropping the future or the body ends the request.
@@ -230,7 +243,8 @@ impl S3Source {
             .set_checksum_mode(range.is_none().then_some(ChecksumMode::Enabled))
             .set_range(range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end - 1)));
         let answer = request.customize().mutate_request(self.user_agent()).send().await;
-        let answer = answer.map_err(|error| explain(&error, &what).stale_if_gone());
+        let asked = Asked::of(object.version_id.as_ref());
+        let answer = answer.map_err(|error| explain(&error, &what, asked).stale_if_gone());
         let output = self.counted("GetObject", answer)?;
         let limits = body::Limits {
             stall: self.client.timeouts().stall,

@@ -61,7 +61,7 @@ struct NotYet {
 
 /// What this release refuses because it cannot do it. Each issue that adds such a thing removes
 /// its lines.
-const NOT_YET: [NotYet; 6] = [
+const NOT_YET: [NotYet; 5] = [
     NotYet {
         attribute: "view",
         applies: |value| value == "fuse",
@@ -75,11 +75,6 @@ const NOT_YET: [NotYet; 6] = [
     NotYet { attribute: "roleArn", applies: |_| true, text: ROLES_LATER },
     NotYet { attribute: "stsEndpoint", applies: |_| true, text: ROLES_LATER },
     NotYet { attribute: "audience", applies: |_| true, text: ROLES_LATER },
-    NotYet {
-        attribute: "asOf",
-        applies: |_| true,
-        text: "it comes with a later one; for a single object, write key and versionId in sources",
-    },
 ];
 
 const ROLES_LATER: &str =

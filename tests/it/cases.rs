@@ -7,7 +7,7 @@ use crate::{
     fixture::Fixture,
     lifecycle, protocol, refresh, requests,
     support::{namespace::Ids, server::Server},
-    views,
+    versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -82,6 +82,17 @@ pub(crate) fn all() -> Vec<Case> {
             bad_credentials_are_unauthenticated,
             stats_tell_bytes_and_inodes,
             eleven_pods_share_one_copy,
+        }
+        versions {
+            an_earlier_state_is_shown,
+            every_node_shows_the_same_state,
+            a_rollback_is_a_moment,
+            a_single_key_has_a_past,
+            before_everything_there_is_nothing,
+            the_future_is_refused,
+            without_versioning_there_is_no_past,
+            suspended_versioning_keeps_its_past,
+            a_long_history_is_paged,
         }
     );
     let embedded = cases!(false:
@@ -173,6 +184,18 @@ pub(crate) fn all() -> Vec<Case> {
             secrets_appear_nowhere,
             a_url_needs_the_policy,
             a_proxy_is_used,
+        }
+        versions {
+            small_pages_change_nothing,
+            within_a_second_the_last_counts,
+            a_moment_is_what_the_bucket_still_tells,
+            a_moment_costs_one_listing,
+            a_bucket_is_asked_only_if_its_history_is_silent,
+            missing_rights_are_named,
+            a_deleted_version_is_told,
+            a_null_version_that_is_replaced_is_listed_again,
+            broken_histories_are_asked_for_again,
+            versions_need_not_fit_below_the_limit,
         }
     );
     anywhere.into_iter().chain(embedded).collect()

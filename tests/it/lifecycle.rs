@@ -297,7 +297,10 @@ pub(crate) async fn the_condition_tells_what_is_wrong(fixture: Fixture) {
     let condition =
         || async { fixture.kubelet.stats(&pod).await.unwrap().volume_condition.unwrap() };
     let good = condition().await;
-    assert!(!good.abnormal && good.message.starts_with("3 objects, 24 bytes as of 20"), "{good:?}");
+    assert!(
+        !good.abnormal && good.message.starts_with("3 objects, 24 bytes, confirmed by S3 at 20"),
+        "{good:?}"
+    );
     fixture.publish(&pod.clone().with_secrets(&[("accesskey", "half")])).await;
     let half = condition().await;
     assert!(!half.abnormal && half.message.contains("secretkey"), "{half:?}");

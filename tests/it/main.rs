@@ -22,6 +22,7 @@ mod lifecycle;
 mod protocol;
 mod refresh;
 mod requests;
+mod versions;
 mod views;
 
 use std::{process::ExitCode, sync::Arc};

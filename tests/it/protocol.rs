@@ -186,8 +186,7 @@ pub(crate) async fn later_features_say_so(fixture: Fixture) {
         ("view", "fuse"),
         ("authentication", "pod"),
         ("authentication", "driver"),
-        ("asOf", "2026-01-01T00:00:00Z"),
-        ("whenUnavailable", "cached"),
+        ("roleArn", "arn:aws:iam::123456789012:role/reader"),
     ] {
         let pod = fixture.pod("certs").with(attribute, value);
         let status = fixture.refused(&pod, Code::InvalidArgument).await;

@@ -31,6 +31,8 @@ mod calls;
 mod content;
 #[path = "s3/faults.rs"]
 mod faults;
+#[path = "s3/history.rs"]
+mod history;
 #[path = "s3/pages.rs"]
 mod pages;
 #[path = "s3/reads.rs"]
@@ -54,6 +56,7 @@ pub(crate) use self::store::{DeleteInfo, PutInfo, Versioning};
 use self::body::Throttle;
 use self::calls::Recorder;
 use self::content::Content;
+use self::history::History;
 use self::rights::Gate;
 use self::service::Service;
 use self::store::{Object, Properties, Store};
@@ -126,6 +129,11 @@ impl EmbeddedS3 {
             S3ServiceBuilder::new(Service::new(Arc::clone(&store), options.page_size));
         service.set_auth(Gate(Arc::clone(&rights)));
         service.set_access(Gate(Arc::clone(&rights)));
+        service.set_route(History {
+            store: Arc::clone(&store),
+            gate: Gate(Arc::clone(&rights)),
+            page_size: options.page_size,
+        });
         let site = Arc::new(Site {
             service: service.build(),
             store,

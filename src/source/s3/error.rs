@@ -1,5 +1,7 @@
 //! From what S3 answered to what the user should do: one table.
 
+use std::sync::Arc;
+
 use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
@@ -7,8 +9,62 @@ use aws_sdk_s3::{
 
 use crate::{
     failure::{FailureKind, full_message},
+    listing::NULL_VERSION,
     source::SourceError,
 };
+
+/// What a request was for, as far as it decides what an answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Objects as they are now.
+    Objects,
+    /// One version of an object.
+    Version {
+        /// Whether another version may come to have the same id.
+        is_reused: bool,
+    },
+    /// The versions of many objects.
+    Versions,
+    /// Whether the bucket keeps versions.
+    Versioning,
+}
+
+impl Asked {
+    /// What a request for an object, or for this version of it, is for.
+    pub(super) fn of(version_id: Option<&Arc<str>>) -> Self {
+        match version_id {
+            None => Self::Objects,
+            Some(id) => Self::Version { is_reused: **id == *NULL_VERSION },
+        }
+    }
+
+    /// Sharpens a meaning that was found without looking at the request.
+    fn meaning(self, status: u16, meaning: Meaning) -> Meaning {
+        let kind = match self {
+            // S3 answers so if the version is a delete marker: there is nothing to read.
+            Self::Version { .. } if status == 405 => FailureKind::NotFound,
+            _ => meaning.kind,
+        };
+        let remedy = match (self, kind) {
+            (Self::Version { .. }, FailureKind::NotFound) => GONE,
+            (Self::Version { .. }, FailureKind::Denied) => {
+                "allow s3:GetObjectVersion on the bucket's objects (and kms:Decrypt for SSE-KMS) \
+                 to this identity"
+            }
+            (Self::Versions, FailureKind::Denied) => {
+                "allow s3:ListBucketVersions on the bucket to this identity; asOf needs it"
+            }
+            (Self::Versioning, FailureKind::Denied) => {
+                "allow s3:GetBucketVersioning on the bucket to this identity"
+            }
+            _ => meaning.remedy,
+        };
+        Meaning { kind, remedy }
+    }
+}
+
+const GONE: &str = "the version was deleted (a lifecycle rule may do that), is a delete marker, or \
+                    never existed; check versionId or asOf";
 
 /// What an answer means, before it is told in terms of a bucket and key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +79,7 @@ struct Meaning {
 const CODES: &[(&[&str], FailureKind, &str)] = &[
     (&["NoSuchBucket"], FailureKind::NotFound, "check bucket and endpoint"),
     (&["NoSuchKey"], FailureKind::NotFound, "check the key; keys are case-sensitive"),
-    (&["NoSuchVersion"], FailureKind::NotFound, "check versionId"),
+    (&["NoSuchVersion"], FailureKind::NotFound, GONE),
     (
         &["AccessDenied", "AllAccessDisabled", "AccountProblem", "KMS.AccessDeniedException"],
         FailureKind::Denied,
@@ -76,6 +132,11 @@ const CODES: &[(&[&str], FailureKind, &str)] = &[
         FailureKind::Unavailable,
         "the endpoint is busy or not ready; it will be tried again",
     ),
+    (
+        &["NotImplemented"],
+        FailureKind::Precondition,
+        "the endpoint does not offer this request (asOf needs ListObjectVersions)",
+    ),
     (&["UserKeyMustBeSpecified"], FailureKind::Invalid, CUSTOMER_KEY),
 ];
 
@@ -94,7 +155,7 @@ const WRONG_REGION: &[&str] = &[
 /// Turns a failed call into an error that says what to change.
 ///
 /// `what` names the request's object in full: `endpoint http://..., bucket "b", prefix "p/"`.
-pub(super) fn explain<E>(error: &SdkError<E, HttpResponse>, what: &str) -> SourceError
+pub(super) fn explain<E>(error: &SdkError<E, HttpResponse>, what: &str, asked: Asked) -> SourceError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
@@ -118,7 +179,10 @@ where
             wrong_region(region.as_deref(), error, what),
         );
     }
-    let Meaning { kind, mut remedy } = meaning(status, code);
+    let Meaning { kind, mut remedy } = match (meaning(status, code), code) {
+        (meaning, "NoSuchBucket") => meaning,
+        (meaning, _) => asked.meaning(status, meaning),
+    };
     if code == "InvalidRequest" && speaks_of_encryption(error.message()) {
         remedy = CUSTOMER_KEY;
     }
@@ -128,7 +192,8 @@ where
         (code, Some(text)) => format!("{code}: {}", printable(text)),
     };
     let error = SourceError::new(kind, format!("{what}: S3 answered {said}; {remedy}"));
-    if code == "NoSuchBucket" { error.of_missing_bucket() } else { error }
+    let is_final = code == "NoSuchBucket" || asked == (Asked::Version { is_reused: false });
+    if is_final { error.of_gone_for_good() } else { error }
 }
 
 fn meaning(status: u16, code: &str) -> Meaning {
@@ -235,6 +300,17 @@ mod tests {
     #[test_case(400, "Whatever", FailureKind::Invalid)]
     fn answers_have_a_meaning(status: u16, code: &str, kind: FailureKind) {
         assert_eq!(meaning(status, code).kind, kind);
+    }
+
+    #[test_case(Asked::Objects, 403, "AccessDenied", "s3:ListBucket "; "objects")]
+    #[test_case(Asked::Version { is_reused: false }, 403, "", "s3:GetObjectVersion"; "a version")]
+    #[test_case(Asked::Versions, 403, "AccessDenied", "s3:ListBucketVersions"; "versions")]
+    #[test_case(Asked::Versioning, 403, "", "s3:GetBucketVersioning"; "versioning")]
+    #[test_case(Asked::Version { is_reused: true }, 405, "", "was deleted"; "a delete marker")]
+    #[test_case(Asked::Version { is_reused: false }, 404, "NoSuchKey", "was deleted"; "gone")]
+    fn the_remedy_fits_the_request(asked: Asked, status: u16, code: &str, remedy: &str) {
+        let meaning = asked.meaning(status, meaning(status, code));
+        assert!(meaning.remedy.contains(remedy), "{meaning:?}");
     }
 
     #[test_case("io error: invalid peer certificate: UnknownIssuer", FailureKind::Precondition)]

@@ -36,22 +36,23 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn version(&self, key: Key, etag: &str, size: u64) -> ObjectVersion {
+    pub(super) fn version(&self, key: Key, etag: &str, size: u64) -> ObjectVersion {
         let Self { endpoint, bucket, sse_key } = self;
         let (endpoint, bucket) = (endpoint.clone(), bucket.clone());
         ObjectVersion { endpoint, bucket, key, etag: ETag::new(etag), size, sse_key: *sse_key }
     }
 }
 
-/// Refuses a listing whose end is missing. The SDK's reader takes the end of the input for the end
-/// of the document, and a cut listing would look like a bucket with fewer objects.
+/// Refuses an answer whose end is missing: that of the element named here. The SDK's reader takes
+/// the end of the input for the end of the document, and a cut listing would look like a bucket
+/// with fewer objects.
 #[derive(Debug)]
-pub(super) struct WholeListing;
+pub(super) struct Whole(pub(super) &'static str);
 
 #[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
-impl Intercept for WholeListing {
+impl Intercept for Whole {
     fn name(&self) -> &'static str {
-        "WholeListing"
+        "Whole"
     }
 
     fn read_after_deserialization(
@@ -62,15 +63,24 @@ impl Intercept for WholeListing {
     ) -> Result<(), BoxError> {
         let response = context.response();
         let body = response.body().bytes().unwrap_or_default();
-        if response.status().is_success() && !is_whole(body) {
-            return Err("the listing is cut off".into());
+        if response.status().is_success() && !is_whole(body, self.0) {
+            return Err("the answer is cut off".into());
         }
         Ok(())
     }
 }
 
-fn is_whole(listing: &[u8]) -> bool {
-    listing.trim_ascii_end().ends_with(b"</ListBucketResult>")
+/// Whether the last tag of a document ends its outermost element.
+fn is_whole(document: &[u8], element: &str) -> bool {
+    let document = document.trim_ascii_end();
+    let last = document.iter().rposition(|byte| *byte == b'<').unwrap_or_default();
+    let tag = document[last..].strip_prefix(b"<").and_then(|tag| tag.strip_suffix(b">"));
+    let Some(tag) = tag else { return false };
+    match tag.strip_suffix(b"/") {
+        // It is empty, and only now begun.
+        Some(whole) => whole.starts_with(element.as_bytes()),
+        None => tag.strip_prefix(b"/") == Some(element.as_bytes()),
+    }
 }
 
 /// One page of a listing.
@@ -95,6 +105,12 @@ pub(super) enum Unusable {
     NoToken,
     #[error("the listing goes on with the same continuation token again")]
     SameToken,
+    #[error("the listing is said to go on, but no key marker is given")]
+    NoMarker,
+    #[error("the listing goes on with the same key and version marker again")]
+    SameMarker,
+    #[error("the order of its versions and delete markers cannot be told")]
+    Order,
 }
 
 /// Makes the error for an unusable answer.
@@ -149,16 +165,16 @@ pub(super) fn parse_head(
     Ok(Head { object, checksum })
 }
 
-fn size(size: Option<i64>) -> Result<u64, Unusable> {
+pub(super) fn size(size: Option<i64>) -> Result<u64, Unusable> {
     size.and_then(|size| u64::try_from(size).ok()).ok_or(Unusable::Missing("size"))
 }
 
-fn time(time: Option<&DateTime>) -> Result<SystemTime, Unusable> {
+pub(super) fn time(time: Option<&DateTime>) -> Result<SystemTime, Unusable> {
     time.and_then(|time| SystemTime::try_from(*time).ok()).ok_or(Unusable::Missing("Last-Modified"))
 }
 
 /// Undoes the URL encoding of a key: `+` is a space (a plus sign is sent as `%2B`).
-fn decode(key: &str) -> Result<String, Unusable> {
+pub(super) fn decode(key: &str) -> Result<String, Unusable> {
     let spaced = key.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8();
     decoded.map(Into::into).map_err(|_| Unusable::Encoding(key.to_owned()))
@@ -186,9 +202,19 @@ mod tests {
 
     #[test]
     fn a_listing_without_its_end_is_not_whole() {
-        assert!(is_whole(b"<ListBucketResult></ListBucketResult>\n"));
-        assert!(!is_whole(b"<ListBucketResult><Contents><Key>a</Key></Contents>"));
-        assert!(!is_whole(b""));
+        let is_whole = |listing: &str| is_whole(listing.as_bytes(), "ListBucketResult");
+        assert!(is_whole("<ListBucketResult></ListBucketResult>\n"));
+        assert!(!is_whole("<ListBucketResult><Contents><Key>a</Key></Contents>"));
+        assert!(!is_whole("<ListBucketResult><Contents/>"));
+        assert!(!is_whole("<ListBucketResult></ListBucketResult"));
+        assert!(!is_whole(""));
+    }
+
+    #[test]
+    fn an_empty_answer_is_whole() {
+        let is_whole = |answer: &str| is_whole(answer.as_bytes(), "VersioningConfiguration");
+        assert!(is_whole("<VersioningConfiguration xmlns=\"http://s3/\"/>"));
+        assert!(!is_whole("<VersioningConfiguration xmlns=\"http://s3/\">"));
     }
 
     #[test]

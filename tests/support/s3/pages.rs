@@ -7,7 +7,7 @@
 use std::collections::btree_map;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
-use s3s::dto::{CommonPrefix, DeleteMarkerEntry, ETag, Object, ObjectVersion, Timestamp};
+use s3s::dto::{CommonPrefix, ETag, Object, Timestamp};
 
 use super::store::{Keys, Version};
 
@@ -100,15 +100,24 @@ fn object(query: Query<'_>, key: &str, version: &Version) -> Option<Object> {
     })
 }
 
-/// A page of versions.
+/// A version or delete marker on a page.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// Its key, not encoded.
+    pub(crate) key: String,
+    /// The version.
+    pub(crate) version: Version,
+    /// Whether it is the key's newest.
+    pub(crate) is_latest: bool,
+}
+
+/// A page of versions. Names are not encoded.
 #[derive(Debug, Default)]
 pub(crate) struct VersionPage {
-    /// The versions, of each key the newest first.
-    pub(crate) versions: Vec<ObjectVersion>,
-    /// The delete markers, likewise.
-    pub(crate) markers: Vec<DeleteMarkerEntry>,
+    /// Versions and delete markers, of each key the newest first.
+    pub(crate) versions: Vec<Listed>,
     /// The common prefixes.
-    pub(crate) prefixes: Vec<CommonPrefix>,
+    pub(crate) prefixes: Vec<String>,
     /// Key and version to pass for the next page, not encoded; none if this is the last.
     pub(crate) next: Option<(String, Option<String>)>,
 }
@@ -126,7 +135,7 @@ impl VersionPage {
             match item {
                 Item::Prefix(_) if room == 0 => return Self { next: next(last), ..page },
                 Item::Prefix(prefix) => {
-                    page.prefixes.push(query.common_prefix(prefix));
+                    page.prefixes.push(prefix.to_owned());
                     last = Some((prefix, None));
                     room -= 1;
                 }
@@ -136,7 +145,11 @@ impl VersionPage {
                         if room == 0 {
                             return Self { next: next(last), ..page };
                         }
-                        page.push(query.spell(key), version, at == 0);
+                        page.versions.push(Listed {
+                            key: key.to_owned(),
+                            version: version.clone(),
+                            is_latest: at == 0,
+                        });
                         last = Some((key, Some(&version.id)));
                         room -= 1;
                     }
@@ -144,29 +157,6 @@ impl VersionPage {
             }
         }
         page
-    }
-
-    fn push(&mut self, key: String, version: &Version, is_latest: bool) {
-        let (key, is_latest) = (Some(key), Some(is_latest));
-        let (version_id, last_modified) = (Some(version.id.clone()), Some(version.modified.into()));
-        match &version.object {
-            None => self.markers.push(DeleteMarkerEntry {
-                key,
-                version_id,
-                is_latest,
-                last_modified,
-                ..DeleteMarkerEntry::default()
-            }),
-            Some(object) => self.versions.push(ObjectVersion {
-                key,
-                version_id,
-                is_latest,
-                last_modified,
-                e_tag: Some(ETag::Strong(object.etag.clone())),
-                size: i64::try_from(object.content.size()).ok(),
-                ..ObjectVersion::default()
-            }),
-        }
     }
 }
 

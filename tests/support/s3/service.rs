@@ -1,4 +1,4 @@
-//! The operations, as s3s asks for them: unpack, call, pack.
+//! The operations, as s3s asks for them: unpack, call, pack. (`history` has `ListObjectVersions`.)
 
 use std::sync::Arc;
 
@@ -12,14 +12,13 @@ use s3s::dto::{
     DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, EncodingType,
     GetBucketLocationInput, GetBucketLocationOutput, GetBucketVersioningInput,
     GetBucketVersioningOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput,
-    ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput,
-    ListObjectsV2Input, ListObjectsV2Output, PutBucketVersioningInput, PutBucketVersioningOutput,
-    PutObjectInput, PutObjectOutput, UploadPartInput, UploadPartOutput,
+    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, PutBucketVersioningInput,
+    PutBucketVersioningOutput, PutObjectInput, PutObjectOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::pages::{ObjectPage, Query, VersionPage};
+use super::pages::{ObjectPage, Query};
 use super::store::{Store, Versioning};
 use super::writes::Uploads;
 use super::{reads, writes};
@@ -195,40 +194,6 @@ impl S3 for Service {
             prefix: Some(query.spell(query.prefix)),
             delimiter: query.delimiter.map(|delimiter| query.spell(delimiter)),
             marker: Some(query.spell(query.after.unwrap_or(""))),
-            encoding_type: input.encoding_type,
-            name: Some(input.bucket),
-            ..Default::default()
-        }))
-    }
-
-    async fn list_object_versions(
-        &self,
-        request: S3Request<ListObjectVersionsInput>,
-    ) -> Answer<ListObjectVersionsOutput> {
-        let input = request.input;
-        let limit = self.limit(input.max_keys)?;
-        let query = Query {
-            prefix: input.prefix.as_deref().unwrap_or(""),
-            delimiter: given(input.delimiter.as_ref()),
-            after: given(input.key_marker.as_ref()),
-            after_version: given(input.version_id_marker.as_ref()),
-            limit,
-            encode: is_url(input.encoding_type.as_ref()),
-        };
-        let page = self.store.read(&input.bucket, |bucket| VersionPage::of(&bucket.keys, query))?;
-        let is_truncated = Some(page.next.is_some());
-        let (next_key, next_version) = page.next.unzip();
-        Ok(S3Response::new(ListObjectVersionsOutput {
-            max_keys: i32::try_from(limit).ok(),
-            is_truncated,
-            next_key_marker: next_key.map(|key| query.spell(&key)),
-            next_version_id_marker: next_version.flatten(),
-            versions: Some(page.versions),
-            delete_markers: Some(page.markers),
-            common_prefixes: Some(page.prefixes),
-            prefix: Some(query.spell(query.prefix)),
-            delimiter: query.delimiter.map(|delimiter| query.spell(delimiter)),
-            key_marker: Some(query.spell(query.after.unwrap_or(""))),
             encoding_type: input.encoding_type,
             name: Some(input.bucket),
             ..Default::default()
