@@ -168,10 +168,7 @@ impl Store {
         for path in [root.clone(), root.join("blobs"), root.join("tmp"), root.join("volumes")] {
             create_private(&path).map_err(failed("create a directory"))?;
         }
-        let lock = File::options().create(true).append(true).open(root.join("lock"));
-        // A read-only medium still shows what it has.
-        let lock = lock.or_else(|_| File::open(root.join("lock")));
-        let lock = lock.map_err(failed("open the lock"))?;
+        let lock = open_lock(&root.join("lock")).map_err(failed("open the lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::Locked { medium, root: root.clone() })?;
         empty(&root.join("tmp"));
@@ -443,6 +440,18 @@ fn create_private(path: &Path) -> io::Result<()> {
     match std::fs::set_permissions(path, private) {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
         set => set,
+    }
+}
+
+/// Opens the lock's file for reading, so that it can be on a read-only file system, and does not keep
+/// one from becoming read-only.
+fn open_lock(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            drop(File::create(path)?);
+            File::open(path)
+        }
+        opened => opened,
     }
 }
 

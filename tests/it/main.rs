@@ -21,6 +21,7 @@ mod fixture;
 mod lifecycle;
 mod protocol;
 mod requests;
+mod resources;
 mod views;
 
 use std::{process::ExitCode, sync::Arc};
