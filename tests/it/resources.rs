@@ -43,6 +43,12 @@ pub(crate) async fn a_full_disk_is_told_and_passes(mut fixture: Fixture) {
     assert_shows(&shown, b'a');
     std::fs::remove_file(stray).unwrap();
     assert_shows(&fixture.publish(&pod).await, b'b');
+    // On a full one, what nobody shows makes room.
+    fixture.unpublish(&pod).await;
+    fill_up(&disk, 0);
+    fixture.put("c/file", vec![b'c'; SIZE]).await;
+    assert_shows(&fixture.publish(&disk_pod(&fixture, "c")).await, b'c');
+    assert_shows(&shown, b'a');
 }
 
 pub(crate) async fn a_disk_that_fills_up_meanwhile_is_told_and_passes(mut fixture: Fixture) {
