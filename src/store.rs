@@ -111,8 +111,10 @@ struct Need {
 /// What can still be taken.
 #[derive(Debug, Clone, Copy)]
 struct Room {
-    /// Bytes by our own count.
-    counted: u64,
+    /// What the store may hold.
+    capacity: u64,
+    /// What it holds or has promised: more than it may, after the configured size was lowered.
+    used: u64,
     /// Bytes that the file system has and nobody was promised.
     free: u64,
     inodes: u64,
@@ -169,10 +171,7 @@ impl Store {
         for path in [root.clone(), root.join("blobs"), root.join("tmp"), root.join("volumes")] {
             create_private(&path).map_err(failed("create a directory"))?;
         }
-        let lock = File::options().create(true).append(true).open(root.join("lock"));
-        // A read-only medium still shows what it has.
-        let lock = lock.or_else(|_| File::open(root.join("lock")));
-        let lock = lock.map_err(failed("open the lock"))?;
+        let lock = open_lock(&root.join("lock")).map_err(failed("open the lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::Locked { medium, root: root.clone() })?;
         empty(&root.join("tmp"));
@@ -286,8 +285,9 @@ impl Store {
         let need = |index: &Index| Need { bytes: index.uncovered(&wanted), inodes };
         let mut index = self.0.index.lock();
         let mut room = self.0.room(&index)?;
-        if !room.need().holds(need(&index)) {
-            let (candidates, missing) = (index.candidates(), room.need().missing(need(&index)));
+        let missing = room.missing(need(&index));
+        if missing != Need::default() {
+            let candidates = index.candidates();
             drop(index);
             let unlinked = self.0.unlinked(candidates, missing);
             index = self.0.index.lock();
@@ -342,7 +342,8 @@ impl Inner {
         }
         let free = space.blocks_available().saturating_mul(space.fragment_size());
         Ok(Room {
-            counted: self.capacity.saturating_sub(index.used()),
+            capacity: self.capacity,
+            used: index.used(),
             free: free.saturating_sub(index.outstanding()),
             // Some file systems (btrfs) do not count inodes and report none in all.
             inodes: if space.files() == 0 { u64::MAX } else { space.files_available() },
@@ -352,8 +353,9 @@ impl Inner {
     fn check_room(&self, room: Room, need: Need) -> Result<(), StoreError> {
         let Self { medium, capacity, .. } = *self;
         let needed = need.bytes;
-        if room.counted < needed {
-            let available = room.need().bytes;
+        let counted = capacity.saturating_sub(room.used);
+        if counted < needed {
+            let available = counted.min(room.free);
             return Err(StoreError::Full { medium, needed, available, capacity });
         }
         if room.free < needed {
@@ -409,22 +411,21 @@ impl Inner {
 }
 
 impl Room {
-    fn need(self) -> Need {
-        Need { bytes: self.counted.min(self.free), inodes: self.inodes }
+    /// What must go before there is room for `need`.
+    fn missing(self, need: Need) -> Need {
+        let by_count = self.used.saturating_add(need.bytes).saturating_sub(self.capacity);
+        let by_file_system = need.bytes.saturating_sub(self.free);
+        Need {
+            // Who needs nothing more waits for nothing.
+            bytes: if need.bytes == 0 { 0 } else { by_count.max(by_file_system) },
+            inodes: need.inodes.saturating_sub(self.inodes),
+        }
     }
 }
 
 impl Need {
     fn holds(self, other: Self) -> bool {
         self.bytes >= other.bytes && self.inodes >= other.inodes
-    }
-
-    /// What `other` needs beyond this.
-    fn missing(self, other: Self) -> Self {
-        Self {
-            bytes: other.bytes.saturating_sub(self.bytes),
-            inodes: other.inodes.saturating_sub(self.inodes),
-        }
     }
 }
 
@@ -452,14 +453,28 @@ fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Opens the lock's file for reading, so that it can be on a read-only file system, and does not keep
+/// one from becoming read-only.
+fn open_lock(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            drop(File::create(path)?);
+            File::open(path)
+        }
+        opened => opened,
+    }
+}
+
 /// Removes the files in a directory, as far as it can. The directory stays: where no file can be
 /// made, no directory can be made again either.
 fn empty(directory: &Path) {
-    let removed = std::fs::read_dir(directory).and_then(|files| {
-        files.into_iter().try_for_each(|file| std::fs::remove_file(file?.path()))
-    });
-    if let Err(error) = removed {
-        tracing::warn!(%error, path = %directory.display(), "failed to remove unfinished blobs");
+    let failed = |error: &io::Error| {
+        let path = directory.display();
+        tracing::warn!(%error, %path, "failed to remove an unfinished blob");
+    };
+    let files = std::fs::read_dir(directory).inspect_err(failed).into_iter().flatten();
+    for file in files {
+        drop(file.and_then(|file| std::fs::remove_file(file.path())).inspect_err(failed));
     }
 }
 

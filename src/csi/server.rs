@@ -8,15 +8,20 @@ use std::{
         unix::net::{UnixListener as StdListener, UnixStream as StdStream},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use futures::{Stream, stream};
 
 use nix::sys::{
     socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
     stat::{Mode, fchmod},
 };
 use thiserror::Error;
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::sleep,
+};
 use tonic::transport::Server;
 
 use super::{
@@ -123,9 +128,35 @@ pub async fn serve(
     Server::builder()
         .add_service(IdentityServer::new(identity))
         .add_service(NodeServer::new(node))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(connections(listener), stop)
         .await?;
     Ok(())
+}
+
+/// How long to wait after accept(2) failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket's connections, without end.
+///
+/// An error of accept(2) is one of the moment: there are no descriptors, or whoever connected is
+/// gone. The transport would try again at once, and for want of descriptors fail again at once: a
+/// loop that takes a processor while it lasts.
+fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    stream::unfold(listener, |listener| async move {
+        let mut told = false;
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    // One line for a bad time, not ten a second.
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "failed to accept a connection; trying again");
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

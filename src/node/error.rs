@@ -43,7 +43,9 @@ pub enum NodeError {
     #[error(transparent)]
     Mount(#[from] Arc<MountError>),
     /// The registry could not be written or read.
-    #[error("failed to {action} the registry entry of this volume")]
+    #[error(
+        "failed to {action} this volume's registry entry, which takes a page of the memory store"
+    )]
     Registry {
         /// What was attempted.
         action: &'static str,

@@ -4,7 +4,11 @@ use super::{
     Node, NodeError,
     registry::{Entry, Phase, VolumeKey},
 };
-use crate::{mount::TargetPath, task::blocking};
+use crate::{
+    failure::FailureKind,
+    mount::{Target, TargetPath},
+    task::blocking,
+};
 
 impl Node {
     /// Takes a volume away from its target path. Needs neither S3 nor the publish's arguments.
@@ -41,28 +45,41 @@ impl Node {
             tracing::warn!(known, asked = volume_id, "unpublished by another volume id");
         }
         let node = self.clone();
-        let outcome = blocking(move || {
-            let outcome = node.take_away(&key, &path, entry);
+        let unmounted = blocking(move || {
+            let unmounted = node.unmount(&path, entry);
+            let outcome = unmounted.map(|target| node.remove_rest(&key, &path, target));
             drop(lock);
             outcome
         })
         .await;
-        unpublishing.done = outcome.is_ok();
+        // What is not mounted is not published, even if its files are there still, or a part of
+        // them: a publish must not find them and show what is left.
+        unpublishing.done = unmounted.is_ok();
         drop(unpublishing);
         self.0.count_volumes();
-        outcome
+        unmounted?
     }
 
     /// Unmounts and removes, in an order that a crash can interrupt anywhere. Blocks.
     ///
     /// The pod's mount is what counts: a record that cannot be written (no space) does not keep it,
-    /// and files that cannot be removed (a read-only disk) are left to the next start.
+    /// and files that cannot be removed (a read-only disk) are left to the next start. Want of
+    /// descriptors or memory passes sooner, so the caller hears of it and comes again.
     pub(super) fn take_away(
         &self,
         key: &VolumeKey,
         path: &TargetPath,
         entry: Option<Entry>,
     ) -> Result<(), NodeError> {
+        let target = self.unmount(path, entry)?;
+        self.remove_rest(key, path, target)
+    }
+
+    fn unmount(
+        &self,
+        path: &TargetPath,
+        entry: Option<Entry>,
+    ) -> Result<Option<Target>, NodeError> {
         if let Some(entry) = entry
             && let Err(error) = self.0.registry.write(&entry.in_phase(Phase::Unpublishing))
         {
@@ -72,7 +89,19 @@ impl Node {
         if let Some(target) = &target {
             target.unmount_all()?;
         }
+        Ok(target)
+    }
+
+    fn remove_rest(
+        &self,
+        key: &VolumeKey,
+        path: &TargetPath,
+        target: Option<Target>,
+    ) -> Result<(), NodeError> {
         if let Err(error) = self.0.remove_files(key) {
+            if error.kind() == FailureKind::Exhausted {
+                return Err(error);
+            }
             tracing::warn!(%error, volume.target_path = %path, "an unpublished volume's files stay");
         }
         if let Some(target) = target {

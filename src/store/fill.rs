@@ -185,16 +185,16 @@ fn open_here(store: &Store, id: &BlobId) -> Result<Option<Target>, StoreError> {
 
 /// Renames a dressed file into place, unless the same blob came first.
 fn add(store: &Store, file: NamedTempFile, name: BlobName) -> Result<(), StoreError> {
+    let inode = file.as_file().metadata().map_err(store.io("inspect a blob"))?.ino();
     let mut index = store.0.index.lock();
     match index.known(&name) {
         Known::Same => return Ok(()),
         Known::Differs => return Err(differs()),
         Known::Missing => {}
     }
-    let metadata = file.as_file().metadata().map_err(store.io("inspect a blob"))?;
     let renamed = file.persist(store.0.path_of(&name)).map_err(|error| error.error);
     drop(renamed.map_err(store.io("rename a blob into place"))?);
-    index.add(name, metadata.ino());
+    index.add(name, inode);
     index.spend(name.id, name.variant);
     store.0.show(&index);
     Ok(())

@@ -159,6 +159,21 @@ fn what_is_linked_or_leased_is_never_evicted() {
 }
 
 #[test]
+fn a_store_that_was_made_smaller_makes_room_at_once() {
+    let fixture = Fixture::new();
+    let store = fixture.open(6);
+    for key in ["a", "b", "c", "d", "e"] {
+        drop(put(&store, key, b"x", "me"));
+    }
+    drop(store);
+    let store = fixture.open(2);
+    assert!(store.reserve(Vec::new(), 1).is_ok(), "no room is needed");
+    assert_eq!(fixture.blobs().len(), 5);
+    assert!(store.reserve(need(PAGE), 1).is_ok());
+    assert_eq!(fixture.blobs().len(), 1);
+}
+
+#[test]
 fn the_least_recently_used_goes_first() {
     let fixture = Fixture::new();
     let store = fixture.open(3);
@@ -396,6 +411,46 @@ fn files_that_contradict_each_other_go() {
         assert_eq!(store.0.index.lock().used(), PAGE);
         assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_none());
         drop(put(&store, "k", b"content", "a"));
+    }
+}
+
+/// Restarts, evictions, damage and everything else at once: a lease shows the right bytes or fails.
+#[test]
+fn whoever_races_shows_the_right_bytes_or_none() {
+    const KEYS: [(&str, &[u8]); 5] =
+        [("a", b"content a"), ("b", b"content b"), ("c", b"content c"), ("d", b"d"), ("e", b"e")];
+    let fixture = Fixture::new();
+    for round in 0..20 {
+        let store = fixture.open(4);
+        if let Some(blob) = fixture.blobs().first() {
+            std::fs::write(blob, "CONTENT X").unwrap();
+        }
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (fixture, store) = (&fixture, &store);
+                scope.spawn(move || {
+                    for turn in 0..20 {
+                        let (key, content) = KEYS[(round + thread * 3 + turn * turn) % KEYS.len()];
+                        let version = version(key, content.len() as u64);
+                        let vouched = store.vouch(principal("a"), &version).unwrap();
+                        let lease = vouched.map_or_else(|| try_put(store, key, content, "a"), Ok);
+                        let Ok(lease) = lease else { continue };
+                        let variant = [PLAIN, PRIVATE][turn % 2];
+                        let name = format!("{thread}");
+                        let volumes = fixture.directory.path().join("v1/volumes");
+                        let directory = std::fs::File::open(&volumes).unwrap();
+                        if lease.link(variant, &directory, &name).is_ok() {
+                            assert_eq!(std::fs::read(volumes.join(&name)).unwrap(), content);
+                            std::fs::remove_file(volumes.join(&name)).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let used = store.0.index.lock().used();
+        assert_eq!(used, fixture.blobs().len() as u64 * PAGE, "the count is the truth");
+        assert!(store.reserve(need(4 * PAGE), 1).is_ok(), "nothing stays pinned or promised");
+        drop(put(&store, "a", KEYS[0].1, "a"));
     }
 }
 

@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    lifecycle, protocol, refresh, requests,
+    lifecycle, protocol, refresh, requests, resources,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -131,6 +131,15 @@ pub(crate) fn all() -> Vec<Case> {
             a_slow_publish_answers_before_the_deadline_and_is_joined,
             unpublish_ends_a_publish,
             an_error_undoes_everything,
+        }
+        resources {
+            a_full_disk_is_told_and_passes,
+            a_disk_that_fills_up_meanwhile_is_told_and_passes,
+            a_full_tmpfs_is_told_and_passes,
+            want_of_descriptors_is_told_and_passes,
+            a_read_only_disk_is_told_and_passes,
+            a_start_on_a_read_only_disk_keeps_everything_else_working,
+            odd_times_are_shown,
         }
         lifecycle {
             a_kill_while_fetching_is_cleaned_up,

@@ -22,6 +22,7 @@ mod lifecycle;
 mod protocol;
 mod refresh;
 mod requests;
+mod resources;
 mod versions;
 mod views;
 

@@ -264,6 +264,12 @@ fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
         )
     } else if lower.contains("invalidcontenttype") || lower.contains("corrupt message") {
         (FailureKind::Precondition, "the endpoint does not speak TLS; use http:// in its URL")
+    } else if lower.contains("too many open files") {
+        (
+            FailureKind::Unavailable,
+            "the node plugin has no file descriptor left for a connection; raise its limit (ulimit \
+             -n, LimitNOFILE), or lower fetch.requests",
+        )
     } else if lower.contains("dns error") || lower.contains("failed to lookup") {
         (FailureKind::Unavailable, "the endpoint's host name cannot be resolved")
     } else {
@@ -316,6 +322,7 @@ mod tests {
     #[test_case("io error: invalid peer certificate: UnknownIssuer", FailureKind::Precondition)]
     #[test_case("dispatch failure: dns error: failed to lookup", FailureKind::Unavailable)]
     #[test_case("tcp connect error: Connection refused", FailureKind::Unavailable)]
+    #[test_case("tcp open error: Too many open files (os error 24)", FailureKind::Unavailable)]
     fn connection_failures_have_a_meaning(chain: &str, kind: FailureKind) {
         assert_eq!(connection_meaning(chain).0, kind);
     }

@@ -253,8 +253,10 @@ impl Store {
     /// S3 keeps Last-Modified in whole seconds.
     fn now(&self) -> SystemTime {
         let now = self.time.lock().unwrap_or_else(SystemTime::now);
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        UNIX_EPOCH + Duration::from_secs(since.as_secs())
+        match now.duration_since(UNIX_EPOCH) {
+            Ok(since) => UNIX_EPOCH + Duration::from_secs(since.as_secs()),
+            Err(before) => UNIX_EPOCH - Duration::from_secs(before.duration().as_secs()),
+        }
     }
 }
 
