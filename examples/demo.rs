@@ -16,6 +16,8 @@
 mod node;
 #[path = "demo/program.rs"]
 mod program;
+#[path = "demo/reader.rs"]
+mod reader;
 #[path = "demo/remains.rs"]
 mod remains;
 #[path = "../tests/support/lib.rs"]
@@ -34,6 +36,7 @@ use anyhow::{Error, Result, ensure};
 
 use self::{
     node::Node,
+    reader::Reader,
     remains::Remains,
     support::{
         kubelet::Pod,
@@ -47,6 +50,7 @@ use self::{
 /// The bucket and the files of the situation that s3view was made for.
 const BUCKET: &str = "kafka-certs-bucket";
 const KEYSTORE: &[u8] = include_bytes!("data/keystore.jks");
+const ROTATED: &[u8] = include_bytes!("data/keystore.rotated.jks");
 const TRUSTSTORE: &[u8] = include_bytes!("data/truststore.jks");
 const OBJECTS: [(&str, &[u8]); 3] = [
     ("certs/keystore.jks", KEYSTORE),
@@ -119,10 +123,13 @@ async fn scenes(node: &Node, plugin: Plugin) -> Result<()> {
     let target = start_driver(node, &driver).await?;
     let executors = start_executors(node, &target).await?;
     refuse_writing(&target)?;
-    end_all(node, &driver, &executors).await?;
+    let mut pods = executors;
+    pods.push(driver);
+    pods.push(rotate(node, &pods).await?);
+    end_all(node, &pods).await?;
     let status = plugin.terminate();
     ensure!(status.success(), "expected exit code 0 of s3view-node after SIGTERM, got: {status}");
-    println!("[7] s3view-node gets SIGTERM and ends with exit code 0");
+    println!("[8] s3view-node gets SIGTERM and ends with exit code 0");
     Ok(())
 }
 
@@ -196,15 +203,43 @@ fn refuse_writing(target: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn end_all(node: &Node, driver: &Pod, executors: &[Pod]) -> Result<()> {
+/// The keystore changes in the bucket, and in every pod, while one of them reads.
+async fn rotate(node: &Node, pods: &[Pod]) -> Result<Pod> {
+    println!("[6] The keystore is rotated in the bucket while the driver reads it all the time");
+    // One volume with a short interval: all that show the same follow it.
+    let pod = node.pod("spark-exec-late").with("refresh", "1s");
+    let (target, _) = node.publish(&pod).await?;
+    let mut targets: Vec<PathBuf> = pods.iter().map(|pod| node.target(pod)).collect();
+    let reader = Reader::start(&targets[targets.len() - 1]);
+    targets.push(target.clone());
+    node.reset_requests();
+    node.put("certs/keystore.jks", ROTATED).await;
+    let took = node.until(|| targets.iter().all(|target| view::shows(target, ROTATED))).await?;
+    let gets = node.gets();
+    check("GETs for the new keystore, for all pods", &1, &gets)?;
+    let reads = reader.end()?;
+    let count = targets.len();
+    println!(
+        "      refresh           {took:.1?} after the upload all {count} pods have it, for {gets} GetObject"
+    );
+    println!(
+        "      the driver        {reads} reads meanwhile, each of the old file or the new one, whole"
+    );
+    if let Some(entry) = keytool(&target.join("keystore.jks")) {
+        println!("      Java's keytool    {entry}");
+    }
+    Ok(pod)
+}
+
+async fn end_all(node: &Node, pods: &[Pod]) -> Result<()> {
     let before = Remains::of(&node.home)?;
-    check("what the volumes take", &Remains::of_volumes(1 + executors.len()), &before)?;
-    for pod in executors.iter().chain([driver]) {
+    check("what the volumes take", &Remains::of_volumes(pods.len()), &before)?;
+    for pod in pods {
         node.unpublish(pod).await?;
     }
     let after = Remains::of(&node.home)?;
     check("what is left of the volumes", &Remains::of_volumes(0), &after)?;
-    println!("[6] The pods end; their volumes are unpublished, and nothing is left");
+    println!("[7] The pods end; their volumes are unpublished, and nothing is left");
     println!("      mounts              {:>2} -> {}", before.mounts, after.mounts);
     println!("      volume directories  {:>2} -> {}", before.directories, after.directories);
     println!("      registry entries    {:>2} -> {}", before.entries, after.entries);

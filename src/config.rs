@@ -371,7 +371,10 @@ impl Config {
         [
             ("keeper", self.keeper != default.keeper),
             ("fuse", self.fuse != default.fuse),
-            ("authorization", self.authorization != default.authorization),
+            (
+                "authorization.lifetime",
+                self.authorization.lifetime != default.authorization.lifetime,
+            ),
             ("trust.contextTokens", self.trust.context_tokens),
             ("limits.namespace", self.limits.namespace != default.limits.namespace),
             ("policy.driverCredentials", !self.policy.driver_credentials.is_empty()),

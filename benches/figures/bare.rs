@@ -64,6 +64,13 @@ impl Bare {
         together(keys.into_iter().map(get), at_once).await;
     }
 
+    /// Reads these objects, all at once.
+    pub(crate) async fn read(&self, keys: &[&str]) {
+        let get = |key: &&str| self.client.get_object().bucket(&self.bucket).key(*key);
+        let requests: Vec<_> = keys.iter().map(get).collect();
+        together(requests.into_iter(), keys.len()).await;
+    }
+
     /// Reads one object by parallel ranges.
     pub(crate) async fn read_ranges(&self, key: &str, size: u64) {
         let part = usize::try_from(PART).expect("8 MiB");

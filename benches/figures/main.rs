@@ -24,6 +24,7 @@ mod measure;
 mod memory;
 mod node;
 mod publish;
+mod refresh;
 mod report;
 mod small;
 mod tools;
@@ -37,8 +38,9 @@ use self::support::namespace;
 
 type Figure = (&'static str, fn() -> BoxFuture<'static, ()>);
 
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("publish", || Box::pin(publish::run())),
+    ("refresh", || Box::pin(refresh::run())),
     ("herd", || Box::pin(herd::run())),
     ("aws", || Box::pin(aws::run())),
     ("memory", || Box::pin(memory::run())),

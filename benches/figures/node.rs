@@ -1,6 +1,9 @@
 //! A fresh plugin, a kubelet, and the server that both the plugin and the bare client use.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     bare::Bare,
@@ -61,6 +64,11 @@ impl Node {
         let request = pod.publish_request(&target);
         timed(async { self.kubelet.publish_raw(request, pod.timeout).await.expect("a publish") })
             .await
+    }
+
+    /// Where a pod's volume is.
+    pub(crate) fn target(&self, pod: &Pod) -> PathBuf {
+        self.kubelet.target(pod)
     }
 
     /// A figure of `/proc/<pid>/status`, in KiB.

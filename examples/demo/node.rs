@@ -19,6 +19,9 @@ use crate::{
     view::{self, Seen},
 };
 
+/// How long what was uploaded may take to be seen: far more than the interval.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// How many lines of the plugin's log say what went wrong.
 const LOG_LINES: usize = 20;
 
@@ -90,6 +93,31 @@ impl Node {
             ensure!(file.content == uploaded, "expected that {} is as uploaded", file.name);
         }
         Ok(files)
+    }
+
+    /// Where a pod's volume is.
+    pub(crate) fn target(&self, pod: &Pod) -> PathBuf {
+        self.kubelet.target(pod)
+    }
+
+    /// Uploads an object.
+    pub(crate) async fn put(&self, key: &str, content: &[u8]) {
+        self.server.put(BUCKET, key, content).await;
+    }
+
+    /// Waits until `arrived`, and tells how long that took.
+    pub(crate) async fn until(&self, arrived: impl Fn() -> bool) -> Result<Duration> {
+        let began = Instant::now();
+        while !arrived() {
+            ensure!(began.elapsed() < LIMIT, "expected the new content within {LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(began.elapsed())
+    }
+
+    /// The GETs since the count began.
+    pub(crate) fn gets(&self) -> u64 {
+        self.server.embedded().requests().gets()
     }
 
     /// Starts to count S3 requests anew.

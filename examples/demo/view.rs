@@ -58,6 +58,11 @@ fn file(path: &Path, name: String) -> io::Result<Seen> {
     })
 }
 
+/// Whether the keystore at a target path is this one.
+pub(crate) fn shows(target: &Path, keystore: &[u8]) -> bool {
+    fs::read(target.join("keystore.jks")).is_ok_and(|content| content == keystore)
+}
+
 /// Where the files are, which must be in memory.
 pub(crate) fn medium(target: &Path) -> Result<&'static str> {
     let mount = table::entry_of(target)?;

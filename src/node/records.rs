@@ -264,7 +264,7 @@ mod tests {
                 size: u64::from(!key.ends_with('/')),
                 sse_key: None,
             };
-            let last_modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_500_000_000);
+            let last_modified = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
             let object = Object { version, version_id: Some("v".into()), last_modified };
             builder.add_below(None, key, &Filter::default(), object).unwrap();
         }

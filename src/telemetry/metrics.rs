@@ -52,6 +52,7 @@ impl Metrics {
     ///
     /// # Panics
     /// If two metrics of the table have one name.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     pub fn new() -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {

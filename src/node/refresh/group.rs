@@ -73,9 +73,12 @@ impl Group {
         self.members.lock().is_empty()
     }
 
-    /// The shortest interval; `None` without members.
+    /// The shortest interval; `None` without members. Who was unpublished is none: a republish that
+    /// was under way may have brought it in once more.
     fn interval(&self) -> Option<Duration> {
-        self.members.lock().values().map(Member::interval).min()
+        let mut members = self.members.lock();
+        members.retain(|_, member| !member.published.ended.is_cancelled());
+        members.values().map(Member::interval).min()
     }
 
     fn members(&self) -> Vec<Member> {
@@ -232,7 +235,10 @@ impl Node {
                     course.pace.not_after(Instant::now() + wait);
                 }
                 Ok(outcome) => self.succeed(group, &member, outcome),
-                Err(_) if kind == Some(FailureKind::Cancelled) => {}
+                // It is unpublished.
+                Err(_) if kind == Some(FailureKind::Cancelled) => {
+                    group.remove_this(&member.key, &member.published);
+                }
                 Err(error) => self.fail(group, &member, &error),
             }
         }

@@ -86,12 +86,11 @@ impl Node {
             self.confirm(member, listing).await?;
             return Ok(Outcome::Unchanged);
         }
-        let wait = match changes.is_empty() {
-            true => Duration::ZERO,
-            false => published.settling(listing, recipe.spec.settle),
-        };
-        if !wait.is_zero() {
-            return Ok(Outcome::Settling(wait));
+        if !changes.is_empty() {
+            let wait = published.settling(listing, recipe.spec.settle);
+            if !wait.is_zero() {
+                return Ok(Outcome::Settling(wait));
+            }
         }
         revision::check_size(listing, &recipe.spec)?;
         let leases = revision::bring(&self.0, recipe, listing, need).await?;
