@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! <root>/v1/blobs/<id>-<size>-<crc>-<uid>-<gid>-<mode>   one file for each variant of a blob
-//! <root>/v1/tmp/                                         fills under way
+//! <root>/v1/tmp/                                         fills, where O_TMPFILE is missing
 //! <root>/v1/volumes/<volume>/                            revisions: hard links to blobs
 //! ```
 //!
@@ -16,12 +16,13 @@
 //!
 //! The names carry everything that the index needs: a start scans one directory and reads no file.
 //!
-//! No async code and no locks across system calls other than the index's own: it can be modelled.
+//! No async code, and no locks across system calls other than the store's own: it can be modelled.
 
 mod blob;
 mod fill;
 mod index;
 mod lease;
+mod unnamed;
 
 use std::{
     fmt,
@@ -205,6 +206,8 @@ struct Inner {
     blobs: OwnedFd,
     capacity: u64,
     index: Mutex<Index>,
+    /// Held while a blob gets its name; taken before the index.
+    adding: Mutex<()>,
     gauges: Gauges,
     /// One plugin to a store; released by the kernel when the process ends.
     _lock: Flock<File>,
@@ -274,8 +277,9 @@ impl Store {
             evictions: metrics.store_evictions.with_label_values(label),
         };
         let index = Mutex::new(index);
-        let store =
-            Self(Arc::new(Inner { medium, root, blobs, capacity, index, gauges, _lock: lock }));
+        let adding = Mutex::default();
+        let inner = Inner { medium, root, blobs, capacity, index, adding, gauges, _lock: lock };
+        let store = Self(Arc::new(inner));
         store.0.show(&store.0.index.lock());
         Ok(store)
     }
