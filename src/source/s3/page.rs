@@ -60,12 +60,12 @@ impl Intercept for WholeListing {
         _components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let response = context.response();
-        let body = response.body().bytes().unwrap_or_default();
-        if response.status().is_success() && !is_whole(body) {
-            return Err("the listing is cut off".into());
+        let Ok(output) = context.output_or_error() else { return Ok(()) };
+        if output.downcast_ref::<ListObjectsV2Output>().is_none() {
+            return Ok(());
         }
-        Ok(())
+        let body = context.response().body().bytes().unwrap_or_default();
+        if is_whole(body) { Ok(()) } else { Err("the listing is cut off".into()) }
     }
 }
 
