@@ -56,6 +56,10 @@ const UNIT: u64 = 1024;
 /// passing, and to a disk together with others.
 const IN_PASSING: u64 = 64 << 10;
 
+/// In how many tasks objects are fetched, for each thread. A few, so that a handful of objects, as
+/// most volumes have, is all asked for at the same moment.
+const LANES: usize = 2;
+
 /// Why content could not be brought here.
 #[derive(Debug, Clone, Error)]
 pub enum FetchError {
@@ -229,10 +233,10 @@ impl Fetcher {
         reservation: &Arc<Reservation>,
     ) -> Result<Vec<(BlobId, Arc<Lease>)>, FetchError> {
         order.progress.begin(&objects);
-        // One lane for each thread: a task for each object would cost more than most objects do.
+        // A few lanes to each thread: a task for each object would cost more than most objects do.
         let threads = Handle::current().metrics().num_workers();
         let at_once = self.0.requests.min(objects.len());
-        let lanes = threads.min(at_once).max(1);
+        let lanes = (LANES * threads).min(at_once).max(1);
         let call = Arc::new(Call {
             engine: self.clone(),
             order: order.clone(),

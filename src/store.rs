@@ -346,6 +346,15 @@ impl Store {
         Ok(Reservation { store: self.clone(), wanted })
     }
 
+    /// Whether so much can be reserved without evicting anything, as things stand.
+    ///
+    /// # Blocking
+    /// One system call.
+    pub fn has_room(&self, bytes: u64, inodes: u64) -> bool {
+        let room = self.0.room(&self.0.index.lock());
+        room.is_ok_and(|room| room.holds(Need { bytes, inodes }))
+    }
+
     /// Whether the content of `version` is here as that variant, for whomever.
     pub fn holds(&self, version: &ObjectVersion, variant: Variant) -> bool {
         self.0.index.lock().holds(&BlobId::of(version), variant)

@@ -20,7 +20,7 @@ use crate::{
     listing::Listing,
     object::Object,
     source::s3::S3Source,
-    store::{BlobId, PAGE, Store, Wanted},
+    store::{BlobId, Medium, PAGE, Store, Wanted},
     task::blocking,
     units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_mins(10);
 
 /// How often a listing is made again because an object changed under it.
 const RELISTS: usize = 5;
+
+/// How many names are made in passing.
+const FEW: u64 = 64;
 
 /// A publish under way.
 #[derive(Debug)]
@@ -208,10 +211,12 @@ impl Preparation {
             variant: LinkFarm::variant(&plan.spec.ownership),
             progress: Arc::clone(&self.progress),
         };
+        let in_passing = is_little(&plan.store, listing);
         // What is all here already is shown in the same visit to the blocking threads.
         let admitted = {
             let (order, farm, listing) = (order.clone(), plan.farm.clone(), Arc::clone(listing));
-            blocking(move || admit(&order, &listing)?.show_if_complete(&farm, &listing)).await?
+            let work = move || admit(&order, &listing)?.show_if_complete(&farm, &listing);
+            if in_passing { work() } else { blocking(work).await }?
         };
         let Some(Admitted { mut leases, missing }) = admitted else { return Ok(()) };
         let fetch =
@@ -219,8 +224,16 @@ impl Preparation {
         let fetched = self.unless_ended(context, fetch).await?;
         leases.blobs.extend(fetched);
         let (farm, listing) = (plan.farm.clone(), Arc::clone(listing));
-        Ok(blocking(move || farm.create(&listing, &leases)).await?)
+        let work = move || farm.create(&listing, &leases);
+        Ok(if in_passing { work() } else { blocking(work).await }?)
     }
+}
+
+/// Whether a listing is shown in passing: in a tmpfs, which waits for no disk, a few files take less
+/// time than going to another thread and back, unless others have to be evicted first.
+fn is_little(store: &Store, listing: &Listing) -> bool {
+    let names = LinkFarm::names(listing) + listing.entries().len() as u64;
+    store.medium() == Medium::Memory && names <= FEW && store.has_room(listing.bytes(PAGE), names)
 }
 
 /// What a listing finds in the store.
