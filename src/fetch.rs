@@ -52,9 +52,11 @@ use crate::{
 const UNIT: u64 = 1024;
 
 /// Up to this size in bytes, an object is small: going to another thread and back costs as much as
-/// the few system calls that storing it takes. So it goes into a tmpfs, which waits for no disk, in
-/// passing, and to a disk together with others.
-const IN_PASSING: u64 = 64 << 10;
+/// the few system calls that storing it takes. So it is stored together with others.
+const SMALL: u64 = 64 << 10;
+
+/// Up to so many small objects go into a tmpfs in passing, which waits for no disk.
+const FEW: usize = 64;
 
 /// In how many tasks objects are fetched, for each thread. A few, so that a handful of objects, as
 /// most volumes have, is all asked for at the same moment.
@@ -175,8 +177,9 @@ struct Inner {
     part_size: u64,
     requests: usize,
     bytes: Arc<Semaphore>,
-    /// Stores small objects on the disk.
-    small: Queue,
+    /// Store small objects: a slow disk must not keep those waiting that go into memory.
+    to_memory: Queue,
+    to_disk: Queue,
     blobs: Flights<FlightKey, Result<Arc<Lease>, FetchError>>,
     listings: Turns<ListingKey, Result<Arc<Listing>, ResolveError>>,
 }
@@ -190,7 +193,8 @@ impl Fetcher {
             part_size: config.part_size.bytes(),
             requests: config.requests,
             bytes: Arc::new(Semaphore::new(units)),
-            small: Queue::default(),
+            to_memory: Queue::default(),
+            to_disk: Queue::default(),
             blobs: Flights::default(),
             listings: Turns::default(),
         }))
@@ -241,6 +245,7 @@ impl Fetcher {
             engine: self.clone(),
             order: order.clone(),
             reservation: Arc::clone(reservation),
+            in_passing: order.store.medium() == Medium::Memory && objects.len() <= FEW,
             waiting: Mutex::new(objects.into_iter()),
         });
         let lane = || Arc::clone(&call).lane(at_once.div_ceil(lanes).max(1));
@@ -250,6 +255,13 @@ impl Fetcher {
         let (mut leases, others) = try_join(lane(), others).await?;
         leases.extend(others.into_iter().flatten());
         Ok(leases)
+    }
+
+    fn queue(&self, medium: Medium) -> &Queue {
+        match medium {
+            Medium::Memory => &self.0.to_memory,
+            Medium::Disk => &self.0.to_disk,
+        }
     }
 
     /// Waits until `size` more bytes may be on their way.
@@ -266,6 +278,8 @@ struct Call {
     engine: Fetcher,
     order: Order,
     reservation: Arc<Reservation>,
+    /// Whether small objects may be stored in passing.
+    in_passing: bool,
     waiting: Mutex<std::vec::IntoIter<Object>>,
 }
 
@@ -328,7 +342,7 @@ impl Job {
         if let Some(lease) = self.order().store.lease(principal, &self.object.version) {
             return Ok(lease);
         }
-        if self.object.version.size <= IN_PASSING {
+        if self.object.version.size <= SMALL {
             return self.order().source.retried(|| self.in_one_piece()).await;
         }
         // In a task of its own, so that large objects do not take turns on one thread.
@@ -361,10 +375,12 @@ impl Job {
         drop(body);
         let job = Arc::clone(self);
         let store = move || job.store(&chunks, etag_is_md5);
-        match self.order().store.medium() {
-            _ if size > IN_PASSING => blocking(store).await,
-            Medium::Memory => store(),
-            Medium::Disk => self.engine().0.small.run(store).await,
+        if size > SMALL {
+            blocking(store).await
+        } else if self.call.in_passing {
+            store()
+        } else {
+            self.engine().queue(self.order().store.medium()).run(store).await
         }
     }
 
