@@ -156,7 +156,7 @@ impl Fill {
                 let name = BlobName { id, size, crc: content.crc, variant };
                 let dressed = dress(file.file(), variant, content.modified);
                 dressed.map_err(store.io("set a blob's owner"))?;
-                add(&store, file, name)?;
+                add(&store, &file, name)?;
             }
         }
         let admitted = store.0.index.lock().admit(&id, principal);
@@ -187,7 +187,7 @@ fn open_blob(store: &Store, name: &str) -> io::Result<File> {
 ///
 /// The index is not held while the file system works: whoever looks something up would wait for the
 /// disk. Those who add wait for each other, so that one object version has one content.
-fn add(store: &Store, file: Unnamed, name: BlobName) -> Result<(), StoreError> {
+fn add(store: &Store, file: &Unnamed, name: BlobName) -> Result<(), StoreError> {
     let _adding = store.0.adding.lock();
     match store.0.index.lock().known(&name) {
         Known::Same => return Ok(()),
@@ -243,7 +243,7 @@ pub(super) fn copy_variant(
 ) -> Result<BlobName, StoreError> {
     let file = unnamed_copy(store, &base.to_string(), variant)?;
     let name = BlobName { variant, ..*base };
-    add(store, file, name)?;
+    add(store, &file, name)?;
     Ok(name)
 }
 
