@@ -12,15 +12,25 @@ mod verify;
 
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt, TryFutureExt, TryStreamExt,
+    future::{try_join, try_join_all},
+    stream,
+};
+use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 pub use self::resolve::ResolveError;
 use self::{
@@ -34,16 +44,23 @@ use crate::{
     object::{Object, SseKeyDigest},
     source::{Principal, SourceError, Transient, s3::S3Source},
     store::{BlobId, Content, Lease, Medium, Reservation, Store, StoreError, Variant},
-    task::{blocking, spawn_owned},
+    task::{Queue, blocking, spawn_owned},
     volume::VolumeSpec,
 };
 
 /// The unit in which bytes in flight are counted, so that a semaphore's `u32` reaches terabytes.
 const UNIT: u64 = 1024;
 
-/// Up to this size in bytes, an object goes into a tmpfs without a visit to the blocking threads: it
-/// waits for no disk, and going there and back costs as much as the few system calls that it takes.
-const IN_PASSING: u64 = 64 << 10;
+/// Up to this size in bytes, an object is small: going to another thread and back costs as much as
+/// the few system calls that storing it takes. So it is stored together with others.
+const SMALL: u64 = 64 << 10;
+
+/// Up to so many small objects go into a tmpfs in passing, which waits for no disk.
+const FEW: usize = 64;
+
+/// In how many tasks objects are fetched, for each thread. A few, so that a handful of objects, as
+/// most volumes have, is all asked for at the same moment.
+const LANES: usize = 2;
 
 /// Why content could not be brought here.
 #[derive(Debug, Clone, Error)]
@@ -193,6 +210,9 @@ struct Inner {
     part_size: u64,
     requests: usize,
     bytes: Arc<Semaphore>,
+    /// Store small objects: a slow disk must not keep those waiting that go into memory.
+    to_memory: Queue,
+    to_disk: Queue,
     blobs: Flights<FlightKey, Result<Arc<Lease>, FetchError>>,
     listings: Turns<ListingKey, Result<Arc<Listing>, ResolveError>>,
 }
@@ -206,6 +226,8 @@ impl Fetcher {
             part_size: config.part_size.bytes(),
             requests: config.requests,
             bytes: Arc::new(Semaphore::new(units)),
+            to_memory: Queue::default(),
+            to_disk: Queue::default(),
             blobs: Flights::default(),
             listings: Turns::default(),
         }))
@@ -244,40 +266,31 @@ impl Fetcher {
         reservation: &Arc<Reservation>,
     ) -> Result<Vec<(BlobId, Arc<Lease>)>, FetchError> {
         order.progress.begin(&objects);
-        stream::iter(objects)
-            .map(|object| self.fetch_one(order, object, reservation))
-            .buffer_unordered(self.0.requests)
-            .try_collect()
-            .await
+        // A few lanes to each thread: a task for each object would cost more than most objects do.
+        let threads = Handle::current().metrics().num_workers();
+        let at_once = self.0.requests.min(objects.len());
+        let lanes = (LANES * threads).min(at_once).max(1);
+        let call = Arc::new(Call {
+            engine: self.clone(),
+            order: order.clone(),
+            reservation: Arc::clone(reservation),
+            in_passing: order.store.medium() == Medium::Memory && objects.len() <= FEW,
+            waiting: Mutex::new(objects.into_iter()),
+        });
+        let lane = || Arc::clone(&call).lane(at_once.div_ceil(lanes).max(1));
+        let others = (1..lanes).map(|_| spawn_owned(lane()));
+        let others =
+            try_join_all(others.map(|lane| lane.unwrap_or_else(|_| Err(FetchError::Panicked))));
+        let (mut leases, others) = try_join(lane(), others).await?;
+        leases.extend(others.into_iter().flatten());
+        Ok(leases)
     }
 
-    async fn fetch_one(
-        &self,
-        order: &Order,
-        object: Object,
-        reservation: &Arc<Reservation>,
-    ) -> Result<(BlobId, Arc<Lease>), FetchError> {
-        let blob = BlobId::of(&object.version);
-        let size = object.version.size;
-        let (principal, medium) = (order.source.principal(), order.store.medium());
-        let key = FlightKey { principal, medium, blob };
-        let lease = self
-            .0
-            .blobs
-            .join(key, || {
-                let job = Job {
-                    engine: self.clone(),
-                    order: order.clone(),
-                    object,
-                    reservation: Arc::clone(reservation),
-                };
-                let task = spawn_owned(job.run());
-                async move { task.await.unwrap_or(Err(FetchError::Panicked)).map(Arc::new) }
-            })
-            .await?;
-        order.progress.objects.fetch_add(1, Ordering::Relaxed);
-        order.progress.bytes.fetch_add(size, Ordering::Relaxed);
-        Ok((blob, lease))
+    fn queue(&self, medium: Medium) -> &Queue {
+        match medium {
+            Medium::Memory => &self.0.to_memory,
+            Medium::Disk => &self.0.to_disk,
+        }
     }
 
     /// Waits until `size` more bytes may be on their way.
@@ -288,55 +301,128 @@ impl Fetcher {
     }
 }
 
+/// One call to fetch objects.
+#[derive(Debug)]
+struct Call {
+    engine: Fetcher,
+    order: Order,
+    reservation: Arc<Reservation>,
+    /// Whether small objects may be stored in passing.
+    in_passing: bool,
+    waiting: Mutex<std::vec::IntoIter<Object>>,
+}
+
+impl Call {
+    /// Fetches what waits, so many objects at once, until nothing does.
+    async fn lane(
+        self: Arc<Self>,
+        at_once: usize,
+    ) -> Result<Vec<(BlobId, Arc<Lease>)>, FetchError> {
+        stream::iter(std::iter::from_fn(|| self.waiting.lock().next()))
+            .map(|object| self.fetch_one(object))
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await
+    }
+
+    async fn fetch_one(
+        self: &Arc<Self>,
+        object: Object,
+    ) -> Result<(BlobId, Arc<Lease>), FetchError> {
+        let order = &self.order;
+        let blob = BlobId::of(&object.version);
+        let size = object.version.size;
+        let (principal, medium) = (order.source.principal(), order.store.medium());
+        let key = FlightKey { principal, medium, blob };
+        let begin = || {
+            let job = Arc::new(Job { call: Arc::clone(self), object });
+            async move {
+                // Those who joined must hear of a defect of ours as well.
+                let running = AssertUnwindSafe(job.run()).catch_unwind();
+                running.await.unwrap_or(Err(FetchError::Panicked)).map(Arc::new)
+            }
+        };
+        let lease = self.engine.0.blobs.join(key, begin).await?;
+        order.progress.objects.fetch_add(1, Ordering::Relaxed);
+        order.progress.bytes.fetch_add(size, Ordering::Relaxed);
+        Ok((blob, lease))
+    }
+}
+
 /// The fetch of one object.
 #[derive(Debug)]
 struct Job {
-    engine: Fetcher,
-    order: Order,
+    call: Arc<Call>,
     object: Object,
-    reservation: Arc<Reservation>,
 }
 
 impl Job {
-    async fn run(self) -> Result<Lease, FetchError> {
-        // Another flight may have landed since the caller looked.
-        let principal = self.order.source.principal();
-        if let Some(lease) = self.order.store.lease(principal, &self.object.version) {
-            return Ok(lease);
-        }
-        if self.object.version.size > self.engine.0.part_size {
-            return match parts::fetch(&self).await {
-                // A bad file of an earlier run, which is removed now.
-                Err(FetchError::Store(StoreError::Corrupt(_))) => parts::fetch(&self).await,
-                outcome => outcome,
-            };
-        }
-        self.order.source.retried(|| self.in_one_piece()).await
+    fn order(&self) -> &Order {
+        &self.call.order
     }
 
-    /// A small object: one request, and one visit to the blocking threads.
-    async fn in_one_piece(&self) -> Result<Lease, FetchError> {
-        let _bytes = self.engine.bytes(self.object.version.size).await;
-        let mut body = self.order.source.get(&self.object, None).await?;
+    fn engine(&self) -> &Fetcher {
+        &self.call.engine
+    }
+
+    async fn run(self: Arc<Self>) -> Result<Lease, FetchError> {
+        // Another flight may have landed since the caller looked.
+        let principal = self.order().source.principal();
+        if let Some(lease) = self.order().store.lease(principal, &self.object.version) {
+            return Ok(lease);
+        }
+        if self.object.version.size <= SMALL {
+            return self.order().source.retried(|| self.in_one_piece()).await;
+        }
+        // In a task of its own, so that large objects do not take turns on one thread.
+        let job = Arc::clone(&self);
+        let task = spawn_owned(async move { job.run_large().await });
+        task.await.unwrap_or(Err(FetchError::Panicked))
+    }
+
+    async fn run_large(self: &Arc<Self>) -> Result<Lease, FetchError> {
+        if self.object.version.size <= self.engine().0.part_size {
+            return self.order().source.retried(|| self.in_one_piece()).await;
+        }
+        match parts::fetch(self).await {
+            // A bad file of an earlier run, which is removed now.
+            Err(FetchError::Store(StoreError::Corrupt(_))) => parts::fetch(self).await,
+            outcome => outcome,
+        }
+    }
+
+    /// An object of one request, which is in memory before it is stored.
+    async fn in_one_piece(self: &Arc<Self>) -> Result<Lease, FetchError> {
+        let size = self.object.version.size;
+        let _bytes = self.engine().bytes(size).await;
+        let mut body = self.order().source.get(&self.object, None).await?;
         let mut chunks = Vec::new();
         while let Some(chunk) = body.next().await? {
             chunks.push(chunk);
         }
         let etag_is_md5 = body.etag_is_md5();
         drop(body);
-        let (order, object) = (self.order.clone(), self.object.clone());
-        let reservation = Arc::clone(&self.reservation);
-        let in_passing =
-            order.store.medium() == Medium::Memory && object.version.size <= IN_PASSING;
-        let store = move || {
-            let crc = Verifier::whole(&chunks, etag_is_md5.then_some(&object.version.etag))
-                .map_err(|problem| corrupt(&object, &problem))?;
-            let fill = order.store.fill(&object.version, reservation)?;
-            fill.write_at(0, &chunks)?;
-            let content = Content { crc, modified: object.last_modified };
-            Ok(fill.commit(order.source.principal(), order.variant, content)?)
-        };
-        if in_passing { store() } else { blocking(store).await }
+        let job = Arc::clone(self);
+        let store = move || job.store(&chunks, etag_is_md5);
+        if size > SMALL {
+            blocking(store).await
+        } else if self.call.in_passing {
+            store()
+        } else {
+            self.engine().queue(self.order().store.medium()).run(store).await
+        }
+    }
+
+    /// Verifies and stores the content. Blocks.
+    fn store(&self, chunks: &[Bytes], etag_is_md5: bool) -> Result<Lease, FetchError> {
+        let Self { call, object } = self;
+        let Order { source, store, variant, .. } = &call.order;
+        let crc = Verifier::whole(chunks, etag_is_md5.then_some(&object.version.etag))
+            .map_err(|problem| corrupt(object, &problem))?;
+        let fill = store.fill(&object.version, Arc::clone(&call.reservation))?;
+        fill.write_at(0, chunks)?;
+        let content = Content { crc, modified: object.last_modified };
+        Ok(fill.commit(source.principal(), *variant, content)?)
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! <root>/v1/blobs/<id>-<size>-<crc>-<uid>-<gid>-<mode>   one file for each variant of a blob
-//! <root>/v1/tmp/                                         fills under way
+//! <root>/v1/tmp/                                         fills, where O_TMPFILE is missing
 //! <root>/v1/volumes/<volume>/                            revisions: hard links to blobs
 //! <root>/v1/records/                                     what principals were allowed to read
 //! ```
@@ -18,13 +18,14 @@
 //!
 //! The names carry everything that the index needs: a start scans one directory and reads no file.
 //!
-//! No async code and no locks across system calls other than the index's own: it can be modelled.
+//! No async code, and no locks across system calls other than the store's own: it can be modelled.
 
 mod blob;
 mod error;
 mod fill;
 mod index;
 mod lease;
+mod unnamed;
 mod verify;
 
 use std::{
@@ -131,6 +132,8 @@ struct Inner {
     capacity: u64,
     index: Mutex<Index>,
     readings: Readings,
+    /// Held while a blob gets its name; taken before the index.
+    adding: Mutex<()>,
     gauges: Gauges,
     /// One plugin to a store; released by the kernel when the process ends.
     _lock: Flock<File>,
@@ -192,8 +195,9 @@ impl Store {
             evictions: metrics.store_evictions.with_label_values(label),
         };
         let index = Mutex::new(index);
-        let readings = Readings::default();
-        let inner = Inner { medium, root, blobs, capacity, index, readings, gauges, _lock: lock };
+        let (readings, adding) = (Readings::default(), Mutex::default());
+        let inner =
+            Inner { medium, root, blobs, capacity, index, readings, adding, gauges, _lock: lock };
         inner.show(&inner.index.lock());
         Ok(Self(Arc::new(inner)))
     }
@@ -298,6 +302,15 @@ impl Store {
         index.reserve(&wanted);
         self.0.show(&index);
         Ok(Reservation { store: self.clone(), wanted })
+    }
+
+    /// Whether so much can be reserved without evicting anything, as things stand.
+    ///
+    /// # Blocking
+    /// One system call.
+    pub fn has_room(&self, bytes: u64, inodes: u64) -> bool {
+        let room = self.0.room(&self.0.index.lock());
+        room.is_ok_and(|room| room.missing(Need { bytes, inodes }) == Need::default())
     }
 
     /// Whether the content of `version` is here as that variant, for whomever.

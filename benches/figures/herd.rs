@@ -67,6 +67,7 @@ async fn stampede(node: &Node, server: &EmbeddedS3, prefix: &str) -> (Duration, 
     let first = fresh(server, prefix);
     let pods: Vec<Pod> = (1..PODS).map(|_| pod(prefix)).chain([first]).collect();
     server.reset_requests();
-    let time = timed(join_all(pods.iter().map(|pod| node.publish(pod)))).await;
+    let publishes: Vec<_> = pods.iter().map(|pod| node.ready_to_publish(pod)).collect();
+    let time = timed(join_all(publishes)).await;
     (time, server.requests())
 }

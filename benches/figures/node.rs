@@ -58,12 +58,16 @@ impl Node {
 
     /// Publishes; how long the one call `NodePublishVolume` takes.
     pub(crate) async fn publish(&self, pod: &Pod) -> Duration {
+        timed(self.ready_to_publish(pod)).await
+    }
+
+    /// The call `NodePublishVolume`, after the directories that the kubelet makes for it.
+    pub(crate) fn ready_to_publish(&self, pod: &Pod) -> impl Future<Output = ()> {
         let target = self.kubelet.target(pod);
         let parent = target.parent().expect("targets are deep");
         std::fs::create_dir_all(parent).expect("the kubelet owns its directory");
-        let request = pod.publish_request(&target);
-        timed(async { self.kubelet.publish_raw(request, pod.timeout).await.expect("a publish") })
-            .await
+        let (request, timeout) = (pod.publish_request(&target), pod.timeout);
+        async move { self.kubelet.publish_raw(request, timeout).await.expect("a publish") }
     }
 
     /// Where a pod's volume is.

@@ -43,11 +43,11 @@ struct Parts<'a> {
 pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
     let checksum = checksum(job).await?;
     let fill = {
-        let (store, version) = (job.order.store.clone(), job.object.version.clone());
-        let reservation = Arc::clone(&job.reservation);
+        let (store, version) = (job.order().store.clone(), job.object.version.clone());
+        let reservation = Arc::clone(&job.call.reservation);
         Arc::new(blocking(move || store.fill(&version, reservation)).await?)
     };
-    let ranges = ranges(job.object.version.size, job.engine.0.part_size);
+    let ranges = ranges(job.object.version.size, job.engine().0.part_size);
     let expected = Expected::of(&job.object.version.etag, checksum.as_ref());
     let (finished, finished_parts) = unbounded_channel();
     let ordered = expected.as_ref().map(|expected| {
@@ -67,7 +67,7 @@ pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
     }
     let fill = Arc::into_inner(parts.fill).expect("all parts and the hash are done");
     let content = Content { crc, modified: job.object.last_modified };
-    let (principal, variant) = (job.order.source.principal(), job.order.variant);
+    let (principal, variant) = (job.order().source.principal(), job.order().variant);
     Ok(blocking(move || fill.commit(principal, variant, content)).await?)
 }
 
@@ -100,7 +100,7 @@ async fn hash_in_order(
 async fn checksum(job: &Job) -> Result<Option<Checksum>, FetchError> {
     let version = &job.object.version;
     let version_id = job.object.version_id.as_ref();
-    let head = job.order.source.head(&version.bucket, &version.key, version_id).await;
+    let head = job.order().source.head(&version.bucket, &version.key, version_id).await;
     let head = head.map_err(SourceError::stale_if_gone)?;
     if head.object.version != *version {
         let text = format!("the object {:?} changed while it was read", version.key.as_str());
@@ -114,7 +114,7 @@ impl Parts<'_> {
         let mut verifiers: Vec<Option<Verifier>> = self.ranges.iter().map(|_| None).collect();
         let mut parts = stream::iter(0..self.ranges.len())
             .map(|index| async move { self.fetch_part(index).await.map(|part| (index, part)) })
-            .buffer_unordered(self.job.engine.0.requests);
+            .buffer_unordered(self.job.engine().0.requests);
         while let Some((index, verifier)) = parts.try_next().await? {
             verifiers[index] = Some(verifier);
             // Nobody listens where nothing needs the parts in order.
@@ -131,12 +131,12 @@ impl Parts<'_> {
 
     async fn fetch_part(&self, index: usize) -> Result<Verifier, FetchError> {
         let range = &self.ranges[index];
-        self.job.order.source.retried(|| self.attempt_part(range)).await
+        self.job.order().source.retried(|| self.attempt_part(range)).await
     }
 
     async fn attempt_part(&self, range: &Range<u64>) -> Result<Verifier, FetchError> {
-        let _bytes = self.job.engine.bytes(range.end - range.start).await;
-        let mut body = self.job.order.source.get(&self.job.object, Some(range.clone())).await?;
+        let _bytes = self.job.engine().bytes(range.end - range.start).await;
+        let mut body = self.job.order().source.get(&self.job.object, Some(range.clone())).await?;
         self.etag_is_md5.fetch_and(body.etag_is_md5(), Ordering::Relaxed);
         let mut verifier = Verifier::new(self.checksum.as_ref());
         let (mut batch, mut length, mut at) = (Vec::new(), 0, range.start);

@@ -29,7 +29,7 @@ use crate::{
     failure::{FailureKind, full_message},
     fetch::Progress,
     listing::Listing,
-    store::{BlobId, Wanted},
+    store::{BlobId, Medium, PAGE, Store, Wanted},
     task::blocking,
     view::linkfarm::{Leases, LinkFarm},
     volume::{PublishArguments, WhenUnavailable},
@@ -37,6 +37,9 @@ use crate::{
 
 /// How long work goes on without a call that waits for it.
 const PATIENCE: Duration = Duration::from_mins(10);
+
+/// How many names are made in passing.
+const FEW: u64 = 64;
 
 /// A publish under way.
 #[derive(Debug)]
@@ -256,24 +259,26 @@ impl Preparation {
         plan: &Plan,
         listing: &Arc<Listing>,
     ) -> Result<(), NodeError> {
+        let in_passing = is_little(&plan.recipe.store, listing);
         // What is all here already is shown in the same visit to the blocking threads.
         let admitted = {
             let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
-            blocking(move || {
+            let work = move || {
                 let admitted = revision::admit(&recipe, &listing, &Need::All)?;
                 if admitted.is_complete() {
                     recipe.farm.create(&listing, &admitted.leases)?;
                     return Ok::<_, NodeError>(None);
                 }
                 Ok(Some(admitted))
-            })
-            .await?
+            };
+            if in_passing { work() } else { blocking(work).await }?
         };
         if let Some(admitted) = admitted {
             let fetch = revision::complete(context, &plan.recipe, admitted, &self.progress);
             let leases = self.unless_ended(context, fetch).await?;
             let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
-            blocking(move || recipe.farm.create(&listing, &leases)).await?;
+            let work = move || recipe.farm.create(&listing, &leases);
+            if in_passing { work() } else { blocking(work).await }?;
         }
         if plan.recipe.spec.when_unavailable == WhenUnavailable::Cached {
             let (records, recipe) = (context.records.clone(), Arc::clone(&plan.recipe));
@@ -314,6 +319,13 @@ impl Preparation {
         let listed = Listed { asked_at: Instant::now(), listing: Arc::new(listing) };
         Ok((listed, Some(Fallback { reason, confirmed })))
     }
+}
+
+/// Whether a listing is shown in passing: in a tmpfs, which waits for no disk, a few files take less
+/// time than going to another thread and back, unless others have to be evicted first.
+fn is_little(store: &Store, listing: &Listing) -> bool {
+    let names = LinkFarm::names(listing) + listing.entries().len() as u64;
+    store.medium() == Medium::Memory && names <= FEW && store.has_room(listing.bytes(PAGE), names)
 }
 
 /// Makes the recorded listing of a recipe the volume's revision, if all of it is here. Blocks.

@@ -9,6 +9,7 @@
 //! Source: Amazon S3 API reference: `API_ListObjectsV2`, `API_ListObjectVersions`,
 //! `API_GetBucketVersioning`, `API_HeadObject`, `API_GetObject`.
 
+mod agent;
 mod body;
 mod clients;
 mod error;
@@ -18,10 +19,7 @@ mod versions;
 
 use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
 
-use aws_sdk_s3::{
-    config::http::HttpRequest,
-    types::{ChecksumMode, EncodingType, RequestPayer},
-};
+use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -69,6 +67,23 @@ pub struct Head {
     pub object: Object,
     /// Its checksum over all bytes, where the service keeps one.
     pub checksum: Option<Checksum>,
+}
+
+/// The object that a request is about, for errors.
+#[derive(Debug)]
+struct What {
+    endpoint: EndpointId,
+    bucket: Bucket,
+    key: Key,
+    version_id: Option<Arc<str>>,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (endpoint, bucket, key) = (self.endpoint.url(), &self.bucket, &self.key);
+        write!(f, "endpoint {endpoint}, bucket {:?}, key {:?}", bucket.as_str(), key.as_str())?;
+        self.version_id.iter().try_for_each(|id| write!(f, ", versionId {id:?}"))
+    }
 }
 
 impl S3Source {
@@ -133,12 +148,7 @@ impl S3Source {
             .set_continuation_token(token)
             .set_expected_bucket_owner(self.bucket_owner.clone())
             .set_request_payer(self.payer.clone());
-        let answer = request
-            .customize()
-            .interceptor(page::Whole("ListBucketResult"))
-            .mutate_request(self.user_agent())
-            .send()
-            .await;
+        let answer = self.named(request.send()).await;
         let output = self.counted(
             "ListObjectsV2",
             answer.map_err(|error| {
@@ -189,9 +199,9 @@ impl S3Source {
                 .sse_customer_key(sse_key.base64())
                 .sse_customer_key_md5(sse_key.base64_md5());
         }
-        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let answer = self.named(request.send()).await;
         let asked = Asked::of(version_id);
-        let answer = answer.map_err(|error| explain(&error, &what, asked));
+        let answer = answer.map_err(|error| explain(&error, &what.to_string(), asked));
         let outcome = self.counted("HeadObject", answer);
         drop(permit);
         let output = match outcome {
@@ -200,7 +210,7 @@ impl S3Source {
             Err(error) => return Err(self.why(bucket, key, version_id).await.unwrap_or(error)),
         };
         page::parse_head(&output, &self.place(bucket), key, version_id)
-            .map_err(|problem| page::unusable(&what, &problem))
+            .map_err(|problem| page::unusable(&what.to_string(), &problem))
     }
 
     /// The reason behind a HEAD that was refused; `None` if the GET succeeds after all.
@@ -213,9 +223,10 @@ impl S3Source {
         let what = self.what(bucket, key, version_id);
         let _permit = self.permit("GetObject").await;
         let request = self.get_request(bucket, key, version_id).range("bytes=0-0");
-        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let answer = self.named(request.send()).await;
         let asked = Asked::of(version_id);
-        self.counted("GetObject", answer.map_err(|error| explain(&error, &what, asked))).err()
+        let answer = answer.map_err(|error| explain(&error, &what.to_string(), asked));
+        self.counted("GetObject", answer).err()
     }
 
     /// Opens an object's content, or a range of it (start inclusive, end exclusive, not empty).
@@ -242,17 +253,19 @@ impl S3Source {
             .if_match(version.etag.quoted())
             .set_checksum_mode(range.is_none().then_some(ChecksumMode::Enabled))
             .set_range(range.as_ref().map(|r| format!("bytes={}-{}", r.start, r.end - 1)));
-        let answer = request.customize().mutate_request(self.user_agent()).send().await;
+        let answer = self.named(request.send()).await;
         let asked = Asked::of(object.version_id.as_ref());
-        let answer = answer.map_err(|error| explain(&error, &what, asked).stale_if_gone());
+        let answer = answer.map_err(|error| explain(&error, &what.to_string(), asked));
+        let answer = answer.map_err(SourceError::stale_if_gone);
         let output = self.counted("GetObject", answer)?;
         let limits = body::Limits {
             stall: self.client.timeouts().stall,
             total: self.client.timeouts().total,
         };
-        body::open(output, object, range.as_ref(), limits)
-            .map(|body| body.held(permit, Arc::clone(&self.metrics), what.clone()))
-            .map_err(|(kind, problem)| SourceError::new(kind, format!("{what}: {problem}")))
+        match body::open(output, object, range.as_ref(), limits) {
+            Ok(body) => Ok(body.held(permit, Arc::clone(&self.metrics), what)),
+            Err((kind, problem)) => Err(SourceError::new(kind, format!("{what}: {problem}"))),
+        }
     }
 
     fn get_request(
@@ -323,15 +336,9 @@ impl S3Source {
         })
     }
 
-    /// Puts s3view, its version and the pod before the SDK's own words in the User-Agent, so that
-    /// a bucket's access log says who read. The header is not part of the signature.
-    fn user_agent(&self) -> impl Fn(&mut HttpRequest) + Send + Sync + 'static {
-        let agent = Arc::clone(&self.agent);
-        move |request| {
-            let headers = request.headers_mut();
-            let sdk = headers.get("user-agent").unwrap_or_default().to_owned();
-            headers.insert("user-agent", format!("{agent} {sdk}"));
-        }
+    /// Sends a request under the name of the pod: see [`agent`].
+    fn named<F: Future>(&self, request: F) -> impl Future<Output = F::Output> + use<F> {
+        agent::named(Arc::clone(&self.agent), request)
     }
 
     fn what_prefix(&self, bucket: &Bucket, prefix: &Prefix) -> String {
@@ -339,14 +346,10 @@ impl S3Source {
         format!("endpoint {endpoint}, bucket {:?}, prefix {:?}", bucket.as_str(), prefix.as_str())
     }
 
-    fn what(&self, bucket: &Bucket, key: &Key, version_id: Option<&Arc<str>>) -> String {
-        let endpoint = self.endpoint().url();
-        let version = version_id.map(|id| format!(", versionId {id:?}")).unwrap_or_default();
-        format!(
-            "endpoint {endpoint}, bucket {:?}, key {:?}{version}",
-            bucket.as_str(),
-            key.as_str()
-        )
+    fn what(&self, bucket: &Bucket, key: &Key, version_id: Option<&Arc<str>>) -> What {
+        let endpoint = self.endpoint().clone();
+        let (bucket, key) = (bucket.clone(), key.clone());
+        What { endpoint, bucket, key, version_id: version_id.cloned() }
     }
 
     fn place(&self, bucket: &Bucket) -> page::Place {

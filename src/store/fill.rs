@@ -1,4 +1,4 @@
-//! Writing a blob: into a temporary file, verified by the caller, then renamed into place.
+//! Writing a blob: into a file without a name, verified by the caller, which then gets its name.
 //!
 //! Where the store has the content already, for another principal or from an earlier run, a fill
 //! writes nothing: what S3 sends is verified as ever, and only compared with what is here. That
@@ -16,19 +16,22 @@ use std::{
 };
 
 use bytes::Bytes;
-use nix::fcntl::copy_file_range;
-use tempfile::NamedTempFile;
+use nix::{
+    fcntl::{OFlag, copy_file_range, openat},
+    sys::stat::Mode,
+};
 
 use super::{
     Lease, Reservation, Store, StoreError,
     blob::{BlobId, BlobName, Variant},
     index::Known,
+    unnamed::Unnamed,
     verify,
 };
 use crate::{object::ObjectVersion, source::Principal};
 
-/// A blob that is being fetched. Dropped before [`Fill::commit`], it leaves nothing. Dropping
-/// removes a file, so it belongs on the blocking threads.
+/// A blob that is being fetched. Dropped before [`Fill::commit`], it leaves nothing. Dropping frees
+/// a file's space, so it belongs on the blocking threads.
 #[derive(Debug)]
 pub struct Fill {
     store: Store,
@@ -42,7 +45,7 @@ pub struct Fill {
 
 #[derive(Debug)]
 enum Target {
-    New(NamedTempFile),
+    New(Unnamed),
     /// A file that is here; `verified` unless it is of an earlier run and was not read through yet.
     Here {
         name: BlobName,
@@ -80,15 +83,13 @@ impl Fill {
         version: &ObjectVersion,
         reservation: Arc<Reservation>,
     ) -> Result<Self, StoreError> {
-        let id = BlobId::of(version);
-        let target = if let Some(here) = open_here(&store, &id)? {
-            here
-        } else {
-            let failed = store.io("create a temporary file");
-            Target::New(NamedTempFile::new_in(store.0.root.join("tmp")).map_err(failed)?)
+        let (id, size) = (BlobId::of(version), version.size);
+        let target = match open_here(&store, &id)? {
+            Some(here) => here,
+            None => Target::New(Unnamed::new(&store).map_err(store.io("create a file"))?),
         };
         let written = Written { store: store.clone(), bytes: AtomicU64::new(0) };
-        Ok(Self { id, size: version.size, store, target, written, _reservation: reservation })
+        Ok(Self { id, size, store, target, written, _reservation: reservation })
     }
 
     /// Reads back what was written.
@@ -97,7 +98,7 @@ impl Fill {
     /// What `read` answers.
     pub fn read<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> Result<T, StoreError> {
         let file = match &self.target {
-            Target::New(file) => file.as_file(),
+            Target::New(file) => file.file(),
             Target::Here { file, .. } => file,
         };
         read(file).map_err(self.store.io("read a blob"))
@@ -114,7 +115,7 @@ impl Fill {
         let Target::New(file) = &self.target else { return Ok(()) };
         let mut at = offset;
         for chunk in chunks {
-            let written = file.as_file().write_all_at(chunk, at);
+            let written = file.file().write_all_at(chunk, at);
             written.map_err(self.store.io("write a blob"))?;
             at += chunk.len() as u64;
         }
@@ -155,9 +156,9 @@ impl Fill {
             }
             Target::New(file) => {
                 let name = BlobName { id, size, crc: content.crc, variant };
-                let dressed = dress(file.as_file(), variant, content.modified);
+                let dressed = dress(file.file(), variant, content.modified);
                 dressed.map_err(store.io("set a blob's owner"))?;
-                add(&store, file, name)?;
+                add(&store, &file, name)?;
             }
         }
         let admitted = store.0.index.lock().admit(&id, principal);
@@ -172,7 +173,7 @@ impl Fill {
 /// Opens the content of `id`, if the store has it.
 fn open_here(store: &Store, id: &BlobId) -> Result<Option<Target>, StoreError> {
     let Some((name, verified)) = store.0.index.lock().find(id) else { return Ok(None) };
-    match File::open(store.0.path_of(&name)) {
+    match open_blob(store, &name.to_string()) {
         Ok(file) => Ok(Some(Target::Here { name, file, verified })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             store.0.index.lock().remove(&name);
@@ -183,17 +184,26 @@ fn open_here(store: &Store, id: &BlobId) -> Result<Option<Target>, StoreError> {
     }
 }
 
-/// Renames a dressed file into place, unless the same blob came first.
-fn add(store: &Store, file: NamedTempFile, name: BlobName) -> Result<(), StoreError> {
-    let inode = file.as_file().metadata().map_err(store.io("inspect a blob"))?.ino();
-    let mut index = store.0.index.lock();
-    match index.known(&name) {
+fn open_blob(store: &Store, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    Ok(openat(&store.0.blobs, name, flags, Mode::empty())?.into())
+}
+
+/// Gives a dressed file its name, unless the same blob came first.
+///
+/// The index is not held while the file system works: whoever looks something up would wait for the
+/// disk. Those who add wait for each other, so that one object version has one content.
+fn add(store: &Store, file: &Unnamed, name: BlobName) -> Result<(), StoreError> {
+    let _adding = store.0.adding.lock();
+    match store.0.index.lock().known(&name) {
         Known::Same => return Ok(()),
         Known::Differs => return Err(differs()),
         Known::Missing => {}
     }
-    let renamed = file.persist(store.0.path_of(&name)).map_err(|error| error.error);
-    drop(renamed.map_err(store.io("rename a blob into place"))?);
+    let inode = file.file().metadata().map_err(store.io("inspect a blob"))?.ino();
+    let named = file.replace(&store.0.blobs, &name.to_string());
+    named.map_err(|errno| store.io("name a blob")(errno.into()))?;
+    let mut index = store.0.index.lock();
     index.add(name, inode);
     index.spend(name.id, name.variant);
     store.0.show(&index);
@@ -210,41 +220,44 @@ pub(super) fn copy_variant(
     base: &BlobName,
     variant: Variant,
 ) -> Result<BlobName, StoreError> {
-    let file = temporary_copy(store, &base.to_string(), variant)?;
+    let file = unnamed_copy(store, &base.to_string(), variant)?;
     let name = BlobName { variant, ..*base };
-    add(store, file, name)?;
+    add(store, &file, name)?;
     Ok(name)
 }
 
-/// A temporary file with a blob's content and mtime and a variant's owner and mode.
-pub(super) fn temporary_copy(
+/// A file without a name with a blob's content and mtime and a variant's owner and mode.
+pub(super) fn unnamed_copy(
     store: &Store,
     blob: &str,
     variant: Variant,
-) -> Result<NamedTempFile, StoreError> {
-    let copy = || -> io::Result<NamedTempFile> {
-        let source = File::open(store.0.root.join("blobs").join(blob))?;
+) -> Result<Unnamed, StoreError> {
+    let copy = || -> io::Result<Unnamed> {
+        let source = open_blob(store, blob)?;
         let metadata = source.metadata()?;
-        let target = NamedTempFile::new_in(store.0.root.join("tmp"))?;
+        let target = Unnamed::new(store)?;
         let mut left = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
         while left > 0 {
-            match copy_file_range(&source, None, target.as_file(), None, left)? {
+            match copy_file_range(&source, None, target.file(), None, left)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 copied => left -= copied,
             }
         }
-        dress(target.as_file(), variant, metadata.modified()?)?;
+        dress(target.file(), variant, metadata.modified()?)?;
         Ok(target)
     };
     copy().map_err(store.io("copy a blob"))
 }
 
-/// Owner first: changing it would clear bits of the mode.
+/// Owner first: changing it would clear bits of the mode. What is right already is left alone: each
+/// change is a transaction of the file system.
 fn dress(file: &File, variant: Variant, modified: SystemTime) -> io::Result<()> {
-    let found = file.metadata()?;
+    let (found, mode) = (file.metadata()?, u32::from(variant.mode));
     if (found.uid(), found.gid()) != (variant.uid, variant.gid) {
         fchown(file, Some(variant.uid), Some(variant.gid))?;
     }
-    file.set_permissions(Permissions::from_mode(u32::from(variant.mode)))?;
+    if found.mode() & 0o7777 != mode {
+        file.set_permissions(Permissions::from_mode(mode))?;
+    }
     file.set_times(FileTimes::new().set_modified(modified).set_accessed(modified))
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::{BuildHasherDefault, Hasher},
     io,
     os::unix::fs::DirEntryExt,
     path::Path,
@@ -14,13 +15,16 @@ use super::{
 };
 use crate::source::Principal;
 
+/// A map by blob. Their ids are SHA-256 digests, which need no further hashing.
+type ByBlob<K, V> = HashMap<K, V, BuildHasherDefault<Digested>>;
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    blobs: HashMap<BlobId, Blob>,
+    blobs: ByBlob<BlobId, Blob>,
     /// Bytes of all variants, in whole pages.
     stored: u64,
     /// Room set aside for blobs to come, once for all who wait for the same.
-    incoming: HashMap<(BlobId, Variant), Incoming>,
+    incoming: ByBlob<(BlobId, Variant), Incoming>,
     /// The sum of it, in bytes.
     reserved: u64,
     /// Bytes of those that are in files already.
@@ -65,6 +69,24 @@ pub(super) enum Known {
     Missing,
     /// The same object version is here with other bytes.
     Differs,
+}
+
+/// Takes the hash of a key from the digest in it; what else is in it is mixed in.
+#[derive(Debug, Default)]
+struct Digested(u64);
+
+impl Hasher for Digested {
+    fn write(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            self.0 = self.0.rotate_left(5) ^ u64::from_le_bytes(word);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Blob {

@@ -1,16 +1,11 @@
 //! What holders have of a store: a pinned blob, or room set aside. Both give it back when dropped.
 
 use std::{
-    ffi::CString,
     fmt,
     os::fd::{AsFd, BorrowedFd},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags},
-    unistd::linkat,
-};
+use nix::{errno::Errno, fcntl::AtFlags, unistd::linkat};
 
 use super::{
     Store, StoreError, Wanted,
@@ -86,11 +81,8 @@ impl Lease {
         directory: BorrowedFd<'_>,
         name: &str,
     ) -> Result<(), StoreError> {
-        let copied = fill::temporary_copy(&self.store, blob, variant)?;
-        let old = CString::new(copied.path().as_os_str().as_encoded_bytes())
-            .expect("our own paths hold no NUL");
-        linkat(AT_FDCWD, old.as_c_str(), directory, name, AtFlags::empty())
-            .map_err(|errno| self.store.io("copy a blob with too many links")(errno.into()))
+        let copied = fill::unnamed_copy(&self.store, blob, variant)?.link(directory, name);
+        copied.map_err(|errno| self.store.io("copy a blob with too many links")(errno.into()))
     }
 }
 

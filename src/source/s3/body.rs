@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use super::What;
 use crate::{
     failure::{FailureKind, full_message},
     object::{ETag, Object},
@@ -37,12 +38,19 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub struct Body {
     stream: ByteStream,
-    what: String,
     remaining: u64,
     stall: Duration,
     deadline: Instant,
     etag_is_md5: bool,
-    held: Option<(OwnedSemaphorePermit, Arc<Metrics>)>,
+    held: Option<Held>,
+}
+
+/// What a body has of its request.
+#[derive(Debug)]
+struct Held {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+    what: What,
 }
 
 /// A checksum over a whole object, as the service keeps it.
@@ -119,7 +127,6 @@ pub(super) fn open(
     Ok(Body {
         etag_is_md5: etag_is_md5(&output, object),
         stream: output.body,
-        what: String::new(),
         remaining: expected,
         stall: limits.stall,
         deadline: Instant::now() + limits.total,
@@ -142,9 +149,9 @@ impl Body {
         self,
         permit: OwnedSemaphorePermit,
         metrics: Arc<Metrics>,
-        what: String,
+        what: What,
     ) -> Self {
-        Self { held: Some((permit, metrics)), what, ..self }
+        Self { held: Some(Held { _permit: permit, metrics, what }), ..self }
     }
 
     /// Whether the object's ETag is the MD5 of its content.
@@ -178,7 +185,7 @@ impl Body {
             return Err(self.failed(FailureKind::Corrupt, "the body is longer than announced"));
         };
         self.remaining = remaining;
-        if let Some((_, metrics)) = &self.held {
+        if let Some(Held { metrics, .. }) = &self.held {
             metrics.s3_received_bytes.inc_by(chunk.len() as u64);
         }
         Ok(Some(chunk))
@@ -192,9 +199,10 @@ impl Body {
     }
 
     fn failed(&self, kind: FailureKind, problem: &str) -> SourceError {
-        if let Some((_, metrics)) = &self.held {
-            metrics.s3_errors.with_label_values(&["GetObject", kind.as_str()]).inc();
-        }
-        SourceError::new(kind, format!("{}: {problem}", self.what))
+        let Some(Held { metrics, what, .. }) = &self.held else {
+            return SourceError::new(kind, problem);
+        };
+        metrics.s3_errors.with_label_values(&["GetObject", kind.as_str()]).inc();
+        SourceError::new(kind, format!("{what}: {problem}"))
     }
 }

@@ -28,7 +28,9 @@ use url::Url;
 
 use super::{
     S3Source,
+    agent::UserAgent,
     guard::{Guarded, names_forbidden_address},
+    page::Whole,
 };
 use crate::{
     config::{Config, EndpointConfig, Timeouts, UrlPattern},
@@ -278,6 +280,8 @@ impl Endpoint {
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .interceptor(UserAgent)
+            .interceptor(Whole)
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(timeouts.connect)

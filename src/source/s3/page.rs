@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use aws_sdk_s3::{
-    operation::{head_object::HeadObjectOutput, list_objects_v2::ListObjectsV2Output},
+    operation::{
+        get_bucket_versioning::GetBucketVersioningOutput, head_object::HeadObjectOutput,
+        list_object_versions::ListObjectVersionsOutput, list_objects_v2::ListObjectsV2Output,
+    },
     primitives::DateTime,
     types::EncodingType,
 };
@@ -43,11 +46,11 @@ impl Place {
     }
 }
 
-/// Refuses an answer whose end is missing: that of the element named here. The SDK's reader takes
+/// Refuses a listing whose end is missing. The SDK's reader takes
 /// the end of the input for the end of the document, and a cut listing would look like a bucket
 /// with fewer objects.
 #[derive(Debug)]
-pub(super) struct Whole(pub(super) &'static str);
+pub(super) struct Whole;
 
 #[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
 impl Intercept for Whole {
@@ -61,12 +64,18 @@ impl Intercept for Whole {
         _components: &RuntimeComponents,
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let response = context.response();
-        let body = response.body().bytes().unwrap_or_default();
-        if response.status().is_success() && !is_whole(body, self.0) {
-            return Err("the answer is cut off".into());
-        }
-        Ok(())
+        let Ok(output) = context.output_or_error() else { return Ok(()) };
+        let element = if output.downcast_ref::<ListObjectsV2Output>().is_some() {
+            "ListBucketResult"
+        } else if output.downcast_ref::<ListObjectVersionsOutput>().is_some() {
+            "ListVersionsResult"
+        } else if output.downcast_ref::<GetBucketVersioningOutput>().is_some() {
+            "VersioningConfiguration"
+        } else {
+            return Ok(());
+        };
+        let body = context.response().body().bytes().unwrap_or_default();
+        if is_whole(body, element) { Ok(()) } else { Err("the answer is cut off".into()) }
     }
 }
 

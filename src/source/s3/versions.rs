@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::{
     S3Source,
     error::{Asked, explain},
-    page::{self, Place, Unusable, Whole},
+    page::{self, Place, Unusable},
 };
 use crate::{
     listing::KeyVersion,
@@ -128,13 +128,8 @@ impl S3Source {
             .set_expected_bucket_owner(self.bucket_owner.clone())
             .set_request_payer(self.payer.clone());
         let order = Order::default();
-        let answer = request
-            .customize()
-            .interceptor(Whole("ListVersionsResult"))
-            .interceptor(order.clone())
-            .mutate_request(self.user_agent())
-            .send()
-            .await;
+        let request = request.customize().interceptor(order.clone());
+        let answer = self.named(request.send()).await;
         let answer = answer.map_err(|error| explain(&error, &what, Asked::Versions));
         let output = self.counted("ListObjectVersions", answer)?;
         parse(output, &order.take(), &self.place(bucket), history.prefix())
@@ -163,12 +158,7 @@ impl S3Source {
             .get_bucket_versioning()
             .bucket(bucket.as_str())
             .set_expected_bucket_owner(self.bucket_owner.clone());
-        let answer = request
-            .customize()
-            .interceptor(Whole("VersioningConfiguration"))
-            .mutate_request(self.user_agent())
-            .send()
-            .await;
+        let answer = self.named(request.send()).await;
         let answer = answer.map_err(|error| explain(&error, &what, Asked::Versioning));
         let output = self.counted("GetBucketVersioning", answer)?;
         Ok(match output.status {
@@ -182,7 +172,7 @@ impl S3Source {
     fn what_history(&self, bucket: &Bucket, history: HistoryOf<'_>) -> String {
         match history {
             HistoryOf::Prefix(prefix) => self.what_prefix(bucket, prefix),
-            HistoryOf::Key(key) => self.what(bucket, key, None),
+            HistoryOf::Key(key) => self.what(bucket, key, None).to_string(),
         }
     }
 }
