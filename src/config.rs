@@ -371,10 +371,6 @@ impl Config {
         [
             ("keeper", self.keeper != default.keeper),
             ("fuse", self.fuse != default.fuse),
-            (
-                "authorization.lifetime",
-                self.authorization.lifetime != default.authorization.lifetime,
-            ),
             ("trust.contextTokens", self.trust.context_tokens),
             ("limits.namespace", self.limits.namespace != default.limits.namespace),
             ("policy.driverCredentials", !self.policy.driver_credentials.is_empty()),

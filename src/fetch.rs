@@ -371,6 +371,11 @@ impl Job {
         if let Some(lease) = self.order().store.lease(principal, &self.object.version) {
             return Ok(lease);
         }
+        if self.order().store.has(&self.object.version)
+            && let Some(lease) = self.proven().await?
+        {
+            return Ok(lease);
+        }
         if self.object.version.size <= SMALL {
             return self.order().source.retried(|| self.in_one_piece()).await;
         }
@@ -378,6 +383,18 @@ impl Job {
         let job = Arc::clone(&self);
         let task = spawn_owned(async move { job.run_large().await });
         task.await.unwrap_or(Err(FetchError::Panicked))
+    }
+
+    /// What is here for others, once S3 let this principal read it too; none if it turns out to be
+    /// damaged, or is gone.
+    async fn proven(self: &Arc<Self>) -> Result<Option<Lease>, FetchError> {
+        self.order().source.prove(&self.object).await?;
+        let job = Arc::clone(self);
+        let vouch = move || {
+            let Order { source, store, .. } = job.order();
+            Ok(store.vouch(source.principal(), &job.object.version)?)
+        };
+        blocking(vouch).await
     }
 
     async fn run_large(self: &Arc<Self>) -> Result<Lease, FetchError> {

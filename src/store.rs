@@ -12,7 +12,7 @@
 //! Rules. A blob's file is complete and verified before it has its name, and never changes after.
 //! Ownership, mode and mtime live on the inode, so a blob has one *variant* for each combination of
 //! owner and mode. A blob is handed out only to a principal whom S3 let read that very object
-//! version: it fetched it, or the caller vouches for it. A file of an earlier run on the disk is read
+//! version, not too long ago: it fetched it, or the caller vouches for it. A file of an earlier run on the disk is read
 //! through before it is handed out. What a volume links (`st_nlink` above one) or a [`Lease`] pins is never evicted; the
 //! link count is the kernel's, so it survives a restart and cannot drift as a counter of ours could.
 //!
@@ -35,6 +35,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -311,6 +312,16 @@ impl Store {
     pub fn has_room(&self, bytes: u64, inodes: u64) -> bool {
         let room = self.0.room(&self.0.index.lock());
         room.is_ok_and(|room| room.missing(Need { bytes, inodes }) == Need::default())
+    }
+
+    /// Sets how long S3's word that a principal may read a blob counts (10 minutes at first).
+    pub fn set_proof_lifetime(&self, lifetime: Duration) {
+        self.0.index.lock().set_proof_lifetime(lifetime);
+    }
+
+    /// Whether any content of `version` is here, for whomever and as whichever variant.
+    pub fn has(&self, version: &ObjectVersion) -> bool {
+        self.0.index.lock().find(&BlobId::of(version)).is_some()
     }
 
     /// Whether the content of `version` is here as that variant, for whomever.

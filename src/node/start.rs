@@ -98,6 +98,9 @@ impl Node {
             Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
             Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,
         );
+        for store in stores.iter() {
+            store.set_proof_lifetime(config.authorization.lifetime);
+        }
         let node_key = records::node_key(state).map_err(io_error("make the key in", state))?;
         let records = Records::new(node_key.clone(), config.authorization.cached_for);
         for store in stores.iter() {

@@ -268,6 +268,25 @@ impl S3Source {
         }
     }
 
+    /// Asks S3 whether this principal may read an object, as cheaply as that can be had: by one byte
+    /// of it. (A conditional answer would not do: it proves no right to decrypt.) Retried.
+    ///
+    /// # Errors
+    /// As [`S3Source::get`].
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn prove(&self, object: &Object) -> Result<(), SourceError> {
+        self.retried(|| async {
+            // No byte of an empty object can be asked for, but all of it.
+            let first = (object.version.size > 0).then_some(0..1);
+            let mut body = self.get(object, first).await?;
+            while body.next().await?.is_some() {}
+            Ok(())
+        })
+        .await
+    }
+
     fn get_request(
         &self,
         bucket: &Bucket,

@@ -1,11 +1,12 @@
 //! What blobs there are, who may read them, and which were used last. Pure data but for the scan.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     io,
     os::unix::fs::DirEntryExt,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -14,6 +15,9 @@ use super::{
     pages,
 };
 use crate::source::Principal;
+
+/// How long a proof counts unless the configuration says otherwise.
+const PROOF_LIFETIME: Duration = Duration::from_mins(10);
 
 /// A map by blob. Their ids are SHA-256 digests, which need no further hashing.
 type ByBlob<K, V> = HashMap<K, V, BuildHasherDefault<Digested>>;
@@ -31,14 +35,17 @@ pub(super) struct Index {
     written: u64,
     /// Counts uses; the larger, the later.
     clock: u64,
+    /// How long S3's word that a principal may read a blob counts.
+    proof_lifetime: Duration,
 }
 
 #[derive(Debug)]
 struct Blob {
     size: u64,
     crc: u64,
-    /// Whom S3 let read it, as far as this process knows. None while no file is verified.
-    readers: HashSet<Principal>,
+    /// Whom S3 let read it, as far as this process knows, and when it last said so. None while no
+    /// file is verified.
+    readers: HashMap<Principal, Instant>,
     pins: usize,
     variants: Vec<Use>,
 }
@@ -99,7 +106,7 @@ impl Index {
     /// Reads the names of all blobs; other names are left alone. Files that claim one object version
     /// with different bytes go, since nothing tells which to trust.
     pub(super) fn scan(directory: &Path, medium: Medium) -> io::Result<Self> {
-        let mut index = Self::default();
+        let mut index = Self { proof_lifetime: PROOF_LIFETIME, ..Self::default() };
         let mut disputed = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
@@ -193,10 +200,16 @@ impl Index {
         blob.map(|blob| blob.pins += 1).is_some()
     }
 
-    /// Pins the blob if `principal` may read it.
+    /// Sets how long S3's word counts, for proofs that are here too.
+    pub(super) fn set_proof_lifetime(&mut self, lifetime: Duration) {
+        self.proof_lifetime = lifetime;
+    }
+
+    /// Pins the blob if `principal` may read it, as S3 said not too long ago.
     pub(super) fn pin_for(&mut self, id: &BlobId, principal: Principal) -> bool {
         let Some(blob) = self.blobs.get_mut(id) else { return false };
-        let allowed = blob.readers.contains(&principal);
+        let proof = blob.readers.get(&principal);
+        let allowed = proof.is_some_and(|at| at.elapsed() < self.proof_lifetime);
         blob.pins += usize::from(allowed);
         allowed
     }
@@ -213,7 +226,12 @@ impl Index {
     /// Notes that S3 let `principal` read the blob; false if no verified file of it is here.
     pub(super) fn permit(&mut self, id: &BlobId, principal: Principal) -> bool {
         let here = self.blobs.get_mut(id).filter(|blob| blob.variants.iter().any(|u| u.verified));
-        here.map(|blob| blob.readers.insert(principal)).is_some()
+        let Some(blob) = here else { return false };
+        if blob.readers.len() == blob.readers.capacity() {
+            blob.readers.retain(|_, at| at.elapsed() < self.proof_lifetime);
+        }
+        blob.readers.insert(principal, Instant::now());
+        true
     }
 
     /// Notes that S3 let `principal` read the blob and pins it; false if it is not here.
@@ -245,7 +263,7 @@ impl Index {
         let blob = self.blobs.entry(id).or_insert_with(|| Blob {
             size,
             crc,
-            readers: HashSet::new(),
+            readers: HashMap::new(),
             pins: 0,
             variants: Vec::new(),
         });

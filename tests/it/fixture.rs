@@ -128,6 +128,13 @@ impl Fixture {
         self.server.embedded()
     }
 
+    /// So many volumes are mounted, and have files; no more.
+    pub(crate) fn assert_only_published(&self, count: usize) {
+        assert_eq!(self.home.mounts().len(), count);
+        let volumes = std::fs::read_dir(self.home.state_dir().join("memory/v1/volumes"));
+        assert_eq!(volumes.unwrap().count(), count);
+    }
+
     /// Everything that must be gone when no volume is published.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.home.mounts(), Vec::<PathBuf>::new(), "mounts are left");

@@ -8,7 +8,10 @@ use tonic::Code;
 
 use crate::{
     fixture::{Fixture, tree},
-    support::{kubelet::Pod, s3::PutOptions},
+    support::{
+        kubelet::Pod,
+        s3::{Action, Fault, PutOptions},
+    },
 };
 
 pub(crate) async fn a_cold_publish_is_one_list_and_one_get_each(fixture: Fixture) {
@@ -52,18 +55,38 @@ pub(crate) async fn a_hundred_publishes_fetch_each_object_once(fixture: Fixture)
     fixture.assert_nothing_left();
 }
 
-pub(crate) async fn another_principal_fetches_for_itself(fixture: Fixture) {
-    fixture.put_certificates().await;
+pub(crate) async fn another_principal_asks_for_one_byte(fixture: Fixture) {
+    fixture.put("o/large", vec![7; 500_000]).await;
+    fixture.put("o/empty", "").await;
     fixture.embedded().rights().add_credential("other", "other-secret");
-    fixture.publish(&fixture.pod("certs")).await;
+    fixture.publish(&fixture.pod("o").with("view", "disk")).await;
     fixture.embedded().reset_requests();
-    let pod = fixture.pod("certs");
+    let pod = fixture.pod("o").with("view", "disk");
     let pod = pod.with_secrets(&[("accessKeyID", "other"), ("secretAccessKey", "other-secret")]);
     let target = fixture.publish(&pod).await;
-    assert_eq!(tree(&target)["keystore.jks"], "keystore");
+    assert_eq!(std::fs::read(target.join("large")).unwrap(), vec![7; 500_000]);
     let log = fixture.embedded().log();
-    assert_eq!(log.len(), 4, "one listing and three GETs by the other principal");
+    assert_eq!(log.len(), 3, "one listing and two GETs by the other principal");
     assert!(log.iter().all(|logged| logged.call.access_key.as_deref() == Some("other")));
+    let ranges: Vec<_> = log.iter().filter_map(|logged| logged.call.range.as_deref()).collect();
+    assert_eq!(ranges, ["bytes=0-0"]);
+}
+
+pub(crate) async fn a_proof_lasts_as_long_as_it_may(mut fixture: Fixture) {
+    fixture.reconfigure("authorization: { lifetime: 500ms }\n").await;
+    fixture.put_certificates().await;
+    fixture.publish(&fixture.pod("certs")).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    fixture.embedded().reset_requests();
+    fixture.publish(&fixture.pod("certs")).await;
+    let requests = fixture.embedded().requests();
+    assert_eq!((requests.lists(), requests.gets()), (1, 3), "S3 is asked again");
+    // Rights that were withdrawn meanwhile: nothing new, and what runs goes on.
+    let denied = Fault::get(Action::ACCESS_DENIED);
+    fixture.embedded().faults().add(denied);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    fixture.refused(&fixture.pod("certs"), Code::PermissionDenied).await;
+    fixture.assert_only_published(2);
 }
 
 pub(crate) async fn a_wrong_secret_gets_nothing_from_the_cache(fixture: Fixture) {
