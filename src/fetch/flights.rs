@@ -13,7 +13,10 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared},
 };
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, sleep},
+};
 
 type Work<T> = BoxFuture<'static, T>;
 
@@ -72,7 +75,8 @@ struct Waiting<T: Clone> {
     joined: u32,
 }
 
-/// A burst (executors that start together) is over when nobody has joined for this long.
+/// A burst (executors that start together) is over when nobody has joined for a while: this long,
+/// and a millisecond more for each who has joined, since the larger it is, the busier the machine.
 const QUIET: Duration = Duration::from_millis(5);
 
 /// How long a burst may go on before its work begins all the same.
@@ -96,12 +100,24 @@ impl<T: Clone> Queue<T> {
         Self { running: tokio::sync::Mutex::default(), waiting }
     }
 
-    /// Lets a burst gather behind one piece of work. Whoever is alone does not wait.
-    async fn gather(&self) {
+    /// Waits until no other work runs, and lets a burst gather behind this one. Whoever is alone
+    /// does not wait. Work that runs already is a sign of a burst, as is a second who asks.
+    async fn turn(&self) -> MutexGuard<'_, ()> {
+        if let Ok(running) = self.running.try_lock() {
+            self.gather(2).await;
+            return running;
+        }
+        let running = self.running.lock().await;
+        self.gather(1).await;
+        running
+    }
+
+    /// Waits while others join, if so many have asked.
+    async fn gather(&self, burst: u32) {
         let began = Instant::now();
         let mut joined = self.waiting.lock().joined;
-        while joined > 1 && began.elapsed() < BURST {
-            sleep(QUIET).await;
+        while joined >= burst && began.elapsed() < BURST {
+            sleep(QUIET + Duration::from_millis(joined.into())).await;
             let now = self.waiting.lock().joined;
             if now == joined {
                 return;
@@ -132,8 +148,7 @@ impl<K: Eq + Hash, T: Clone + Send + Sync + 'static> Turns<K, T> {
         }
         let turn = Arc::clone(&queue);
         let work = async move {
-            let _running = turn.running.lock().await;
-            turn.gather().await;
+            let _running = turn.turn().await;
             turn.waiting.lock().work = None;
             begin().await
         };
@@ -205,5 +220,30 @@ mod tests {
         gate.notify_one();
         assert_eq!(futures::join!(second, third), (1, 1));
         assert_eq!(count.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn work_that_waited_for_other_work_gathers_a_burst() {
+        let (turns, count) = (Turns::default(), Arc::new(AtomicU32::new(0)));
+        let gate = Arc::new(Notify::new());
+        let begin = || {
+            let (gate, count) = (Arc::clone(&gate), Arc::clone(&count));
+            move || async move {
+                let turn = count.fetch_add(1, Ordering::SeqCst);
+                gate.notified().await;
+                turn
+            }
+        };
+        let mut first = turns.join("k", begin());
+        assert!(futures::poll!(&mut first).is_pending());
+        let mut second = turns.join("k", begin());
+        assert!(futures::poll!(&mut second).is_pending());
+        gate.notify_one();
+        assert_eq!(first.await, 0);
+        assert!(futures::poll!(&mut second).is_pending());
+        assert_eq!(count.load(Ordering::SeqCst), 1, "it waits for others");
+        let third = turns.join("k", begin());
+        gate.notify_one();
+        assert_eq!(futures::join!(second, third), (1, 1));
     }
 }
