@@ -233,9 +233,27 @@ impl Store {
         leased.then(|| Lease { store: self.clone(), id })
     }
 
-    /// A lease on the blob, for a caller with a record that S3 let `principal` read this very object
-    /// version: a volume that shows it, or a listing that was resolved for it. None if the blob is
-    /// not here: the caller fetches it. Not counted as a lookup.
+    /// A lease on the blob for a caller whom S3 just let read this very object version as
+    /// `principal`; from now on it is handed out to that principal. None if the blob is not here: the
+    /// caller fetches it. Not counted as a lookup.
+    ///
+    /// # Errors
+    /// As [`Store::hold`].
+    ///
+    /// # Blocking
+    /// As [`Store::hold`].
+    pub fn vouch(
+        &self,
+        principal: Principal,
+        version: &ObjectVersion,
+    ) -> Result<Option<Lease>, StoreError> {
+        let Some(lease) = self.hold(version)? else { return Ok(None) };
+        let permitted = self.0.index.lock().permit(&lease.id, principal);
+        Ok(permitted.then_some(lease))
+    }
+
+    /// A lease on the blob, for a caller who knows that it may be shown in this one case: a record
+    /// says that S3 allowed it once. Proves nothing for others. None if the blob is not here.
     ///
     /// A file of an earlier run is verified first. One that is damaged is removed, and told in the
     /// log; volumes that link it keep what they have.
@@ -245,11 +263,7 @@ impl Store {
     ///
     /// # Blocking
     /// May read all of the blob; waits for another thread that does.
-    pub fn vouch(
-        &self,
-        principal: Principal,
-        version: &ObjectVersion,
-    ) -> Result<Option<Lease>, StoreError> {
+    pub fn hold(&self, version: &ObjectVersion) -> Result<Option<Lease>, StoreError> {
         let id = BlobId::of(version);
         // Pinned first, so that nobody evicts what is being read.
         if !self.0.index.lock().pin(&id) {
@@ -260,13 +274,11 @@ impl Store {
             let found = self.0.index.lock().find(&id);
             match found {
                 None => return Ok(None),
-                Some((_, true)) => break,
+                Some((_, true)) => return Ok(Some(lease)),
                 // Whatever the verdict, the next look finds another.
                 Some((name, false)) => drop(verify::verify(self, &name)?),
             }
         }
-        let permitted = self.0.index.lock().permit(&id, principal);
-        Ok(permitted.then_some(lease))
     }
 
     /// The inode number of the blob's file, if that variant is here, verified or not. A path with

@@ -52,6 +52,22 @@ pub fn spawn_owned<T: Send + 'static>(
     AbortOnDropHandle::new(tokio::spawn(future))
 }
 
+/// How many things are worked on in passing.
+const FEW: usize = 1000;
+
+/// Runs work whose time is in proportion to `count` (comparing, sorting): in passing for few, since
+/// going to another thread takes longer, and on the threads for blocking work for many, so that
+/// everybody else is answered meanwhile.
+///
+/// # Panics
+/// Passes on a panic of `work`.
+pub async fn for_count<T: Send + 'static>(
+    count: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if count <= FEW { work() } else { blocking(work).await }
+}
+
 /// Runs blocking work (system calls, files) on the threads that are made for it.
 ///
 /// # Panics

@@ -12,7 +12,7 @@ use crate::{
     object::{Key, Object, Prefix},
     relpath::{PathProblem, RelPath},
     source::{SourceError, s3::S3Source},
-    task::blocking,
+    task::for_count,
     volume::{Selection, SourceSpec, VolumeSpec},
 };
 
@@ -94,9 +94,6 @@ impl ResolveError {
     }
 }
 
-/// How many files and directories are put in order in passing.
-const FEW: usize = 1000;
-
 /// Asks for every source in turn and puts the answers together.
 pub(super) async fn resolve(source: &S3Source, spec: &VolumeSpec) -> Result<Listing, ResolveError> {
     let mut builder = ListingBuilder::new(spec.max_objects);
@@ -110,13 +107,7 @@ pub(super) async fn resolve(source: &S3Source, spec: &VolumeSpec) -> Result<List
             return Err(empty(source, part, spec.as_of));
         }
     }
-    // Sorting a million keys is no work for the threads that answer everybody else; sorting a few
-    // is less work than going to another thread.
-    let finished = if builder.len() <= FEW {
-        builder.finish()
-    } else {
-        blocking(move || builder.finish()).await
-    };
+    let finished = for_count(builder.len(), move || builder.finish()).await;
     Ok(finished?)
 }
 

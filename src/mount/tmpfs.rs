@@ -82,7 +82,8 @@ pub fn check_swap(no_swap: bool, policy: SwapPolicy) -> Result<(), MountError> {
 
 fn mount_fresh(dir: &Path, options: &TmpfsOptions) -> Result<Tmpfs, MountError> {
     let failed = |errno| Failed::new("mount a tmpfs at", errno).at(dir);
-    let data = format!("mode=0700,{}", options.limits());
+    // Inode numbers tell blobs apart after a restart, and must not come again after 2^32 files.
+    let data = format!("mode=0700,inode64,{}", options.limits());
     let no_swap = match mount_with(dir, FLAGS, &format!("{data},noswap")) {
         Ok(()) => true,
         // The same answer for an unknown option and for one that this user namespace may not use.
@@ -159,6 +160,7 @@ mod tests {
             assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o7777, 0o700);
             let entry = table::entry_of(dir).unwrap();
             assert!(entry.has_option("nosuid") && entry.has_option("nodev"));
+            assert!(entry.has_option("inode64"));
             assert!(!entry.has_option("noexec"));
             assert_eq!(entry.has_option("noswap"), tmpfs.no_swap);
         });

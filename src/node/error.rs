@@ -135,6 +135,17 @@ impl NodeError {
     }
 }
 
+impl NodeError {
+    /// Whether room on a medium would help. (A volume that is larger than it may be wants none.)
+    pub(super) fn wants_room(&self) -> bool {
+        match self {
+            Self::Store(error) | Self::Fetch(FetchError::Store(error)) => error.wants_room(),
+            Self::View(error) => error.wants_room(),
+            _ => false,
+        }
+    }
+}
+
 impl From<Problems> for NodeError {
     fn from(problems: Problems) -> Self {
         Self::Invalid(Arc::new(problems))

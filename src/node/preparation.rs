@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context, NodeError,
     records::{Recorded, Records},
+    refresh::Current,
     registry::Entry,
     revision::{self, Need, Recipe},
     settle::Settling,
@@ -41,6 +42,9 @@ const PATIENCE: Duration = Duration::from_mins(10);
 /// How many names are made in passing.
 const FEW: u64 = 64;
 
+/// How many bytes may have to be copied for them (for another owner), in passing.
+const LITTLE: u64 = 1 << 20;
+
 /// A publish under way.
 #[derive(Debug)]
 pub(super) struct Preparation {
@@ -57,9 +61,7 @@ pub(super) struct Prepared {
     pub(super) entry: Entry,
     /// Keeps the client, and with it the credentials, for the volume's life.
     pub(super) recipe: Arc<Recipe>,
-    /// What is shown, and when S3 was asked for it.
-    pub(super) listing: Arc<Listing>,
-    pub(super) asked_at: Instant,
+    pub(super) shown: Current,
     /// Set if it is not what S3 has now.
     pub(super) fallback: Option<Fallback>,
 }
@@ -71,13 +73,6 @@ pub(super) struct Fallback {
     pub(super) reason: String,
     /// When S3 confirmed what is shown: seconds since the epoch.
     pub(super) confirmed: u64,
-}
-
-/// A listing and when it was asked for.
-#[derive(Debug)]
-struct Listed {
-    asked_at: Instant,
-    listing: Arc<Listing>,
 }
 
 /// What is to be prepared.
@@ -193,28 +188,28 @@ impl Preparation {
             Ok(listed) => (listed, None),
             Err(error) => self.show_recorded(context, plan, error).await?,
         };
-        let (recipe, listing) = (Arc::clone(&plan.recipe), listed.listing);
-        let skipped = listing.skipped();
+        let (recipe, skipped) = (Arc::clone(&plan.recipe), listed.listing.skipped());
         context.metrics.skipped_keys.inc_by(skipped.count());
         if skipped.count() > 0 {
             let volume_id = plan.entry.arguments.volume_id();
             tracing::warn!(volume.id = volume_id, %skipped, "some keys cannot be shown as files");
         }
-        let mut summary = revision::summarise(&listing, &recipe.spec, 1);
+        let mut summary = revision::summarise(&listed.listing, &recipe.spec, 1);
         if let Some(Fallback { confirmed, .. }) = &fallback {
             summary.resolved_at = *confirmed;
         }
-        let entry = plan.entry.clone().showing(summary, context.seal(&recipe));
-        Ok(Prepared { entry, recipe, asked_at: listed.asked_at, listing, fallback })
+        let mut entry = plan.entry.clone().showing(summary, context.seal(&recipe));
+        entry.is_fallback = fallback.is_some();
+        Ok(Prepared { entry, recipe, shown: listed, fallback })
     }
 
-    async fn list(&self, context: &Context, plan: &Plan) -> Result<Listed, NodeError> {
+    async fn list(&self, context: &Context, plan: &Plan) -> Result<Current, NodeError> {
         let Recipe { source, spec, .. } = &*plan.recipe;
         let asked_at = Instant::now();
         let resolve = context.fetcher.resolve(source, spec);
         let listing = self.unless_ended(context, async { Ok(resolve.await?) }).await?;
         revision::check_size(&listing, spec)?;
-        Ok(Listed { asked_at, listing })
+        Ok(Current { asked_at, listing })
     }
 
     /// Makes a listing the volume's first revision, and lists again while it is not true any more
@@ -223,8 +218,8 @@ impl Preparation {
         &self,
         context: &Context,
         plan: &Plan,
-        mut listed: Listed,
-    ) -> Result<Listed, NodeError> {
+        mut listed: Current,
+    ) -> Result<Current, NodeError> {
         let (mut relists, mut settling) = (0, None);
         loop {
             let settle = plan.recipe.spec.settle;
@@ -298,9 +293,13 @@ impl Preparation {
         context: &Context,
         plan: &Plan,
         error: NodeError,
-    ) -> Result<(Listed, Option<Fallback>), NodeError> {
+    ) -> Result<(Current, Option<Fallback>), NodeError> {
         let wanted = plan.recipe.spec.when_unavailable == WhenUnavailable::Cached;
-        if !wanted || error.kind() != FailureKind::Unavailable {
+        let is_ours = matches!(error, NodeError::Forgotten | NodeError::ShuttingDown);
+        if matches!(error.kind(), FailureKind::Denied | FailureKind::Unauthenticated) {
+            context.records.forget(&plan.recipe);
+        }
+        if !wanted || is_ours || error.kind() != FailureKind::Unavailable {
             return Err(error);
         }
         let (records, recipe) = (context.records.clone(), Arc::clone(&plan.recipe));
@@ -316,7 +315,7 @@ impl Preparation {
             "S3 cannot be reached; showing what was read before"
         );
         let confirmed = confirmed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let listed = Listed { asked_at: Instant::now(), listing: Arc::new(listing) };
+        let listed = Current { asked_at: Instant::now(), listing: Arc::new(listing) };
         Ok((listed, Some(Fallback { reason, confirmed })))
     }
 }
@@ -325,7 +324,9 @@ impl Preparation {
 /// time than going to another thread and back, unless others have to be evicted first.
 fn is_little(store: &Store, listing: &Listing) -> bool {
     let names = LinkFarm::names(listing) + listing.entries().len() as u64;
-    store.medium() == Medium::Memory && names <= FEW && store.has_room(listing.bytes(PAGE), names)
+    let bytes = listing.bytes(PAGE);
+    let is_little = names <= FEW && bytes <= LITTLE;
+    is_little && store.medium() == Medium::Memory && store.has_room(bytes, names)
 }
 
 /// Makes the recorded listing of a recipe the volume's revision, if all of it is here. Blocks.
@@ -336,6 +337,7 @@ fn show_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String>
     let recorded = records
         .find(recipe)
         .ok_or("nothing that this credential was allowed to read is recorded on this node")?;
+    revision::check_size(&recorded.listing, &recipe.spec).map_err(|error| error.to_string())?;
     let described = |error: &dyn std::error::Error| error.to_string();
     let variant = LinkFarm::variant(&recipe.shape.ownership);
     let (mut blobs, mut wanted) = (HashMap::new(), Vec::new());
@@ -344,7 +346,7 @@ fn show_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String>
         if blobs.contains_key(&id) {
             continue;
         }
-        let lease = recipe.store.vouch(recipe.source.principal(), version);
+        let lease = recipe.store.hold(version);
         let lease = lease.map_err(|error| described(&error))?;
         let lease = lease.ok_or_else(|| format!("the content of {} is not here", entry.path))?;
         if !recipe.store.holds(version, variant) {

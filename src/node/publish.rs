@@ -9,7 +9,6 @@ use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
     preparation::{Fallback, Plan, Preparation, Prepared},
     published::Published,
-    refresh::Member,
     registry::{Entry, Phase, Shape, VolumeKey},
     revision::Recipe,
     volumes::{Begun, State},
@@ -123,9 +122,13 @@ impl Node {
 
     /// Runs a preparation to its end, and removes a finished one that nobody came for.
     async fn prepare(&self, key: VolumeKey, preparation: Arc<Preparation>, plan: Plan) {
-        // A defect of ours must not leave the path in a state that nothing ends.
-        let running = AssertUnwindSafe(preparation.run(&self.0, &plan)).catch_unwind();
-        let outcome = running.await.unwrap_or(Err(NodeError::Panicked));
+        let mut outcome = self.attempt(&preparation, &plan).await;
+        // What volumes showed before makes room for what is to be shown now.
+        if outcome.as_ref().is_err_and(NodeError::wants_room)
+            && self.make_room(plan.entry.medium).await
+        {
+            outcome = self.attempt(&preparation, &plan).await;
+        }
         if let Err(error) = outcome {
             self.0.discard_files(key.clone()).await;
             self.0.volumes.end(&key, &preparation);
@@ -142,6 +145,12 @@ impl Node {
         if self.0.volumes.end(&key, &preparation) {
             self.0.discard_files(key).await;
         }
+    }
+
+    async fn attempt(&self, preparation: &Preparation, plan: &Plan) -> Result<Prepared, NodeError> {
+        // A defect of ours must not leave the path in a state that nothing ends.
+        let running = AssertUnwindSafe(preparation.run(&self.0, plan)).catch_unwind();
+        running.await.unwrap_or(Err(NodeError::Panicked))
     }
 
     /// Parses everything that a publish says.
@@ -248,7 +257,7 @@ impl Node {
             return Err(error);
         }
         let recipe = Arc::clone(&prepared.recipe);
-        let published = Arc::new(Published::new(entry, recipe, Arc::clone(&prepared.listing)));
+        let published = Arc::new(Published::new(entry, recipe, &prepared.shown));
         let kept = self.0.volumes.mounted(&key, preparation, &published);
         if kept {
             self.begin_refresh(key, published, prepared);
@@ -262,17 +271,16 @@ impl Node {
 
     /// Lets a volume follow its sources from what was shown first.
     fn begin_refresh(&self, key: VolumeKey, published: Arc<Published>, prepared: Prepared) {
-        let Prepared { recipe, listing, asked_at, fallback, .. } = prepared;
-        if recipe.spec.refresh == Refresh::Never && fallback.is_none() {
-            return;
+        let Prepared { recipe, shown, fallback, .. } = prepared;
+        match fallback {
+            // What is shown from before is as good as a refresh that failed.
+            Some(Fallback { reason, .. }) => {
+                published.failed(reason);
+                self.follow(key, published, recipe, None);
+            }
+            None if recipe.spec.refresh == Refresh::Never => {}
+            None => self.follow(key, published, recipe, Some(shown)),
         }
-        // What is shown from before is as good as a listing that failed.
-        let listing = fallback.is_none().then_some((asked_at, listing));
-        if let Some(Fallback { reason, .. }) = fallback {
-            published.failed(reason);
-        }
-        let is_new = listing.is_none();
-        self.follow(Member { key, published, recipe, is_trial: false, is_new }, listing);
     }
 
     /// Records the volume as published and mounts its directory at the target; undone if that
@@ -322,7 +330,7 @@ impl Node {
         let medium = published.medium;
         if !LinkFarm::root(&self.0.directory(medium, &place.key)).exists() {
             published.ended.cancel();
-            self.0.refresher.withdraw(&place.key, None);
+            self.0.refresher.withdraw(published, None);
             self.0.volumes.forget(&place.key, published);
             return Ok(Found::Missing);
         }

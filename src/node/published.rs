@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     VolumeStatus,
+    refresh::Current,
     registry::{Entry, Shape, Summary},
-    revision::Recipe,
+    revision::{self, Recipe},
     settle::Settling,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     source::{Principal, SealedPrincipal},
     store::Medium,
     units::Refresh,
-    view::linkfarm::Retired,
+    view::linkfarm::{Replaced, Retired},
     volume::{PublishArguments, ViewKind},
 };
 
@@ -60,6 +61,8 @@ struct State {
     entry: Entry,
     /// What is shown; `None` after a restart, until somebody lists.
     listing: Option<Arc<Listing>>,
+    /// When this process asked for that, or for an equal one later.
+    asked_at: Option<Instant>,
     is_doubtful: bool,
     /// The last working way to S3; `None` after a restart, until the kubelet brings credentials.
     recipe: Option<Arc<Recipe>>,
@@ -73,10 +76,18 @@ struct State {
 #[derive(Debug, Default)]
 struct Health {
     failing: Option<Failing>,
-    /// What the last republish found wrong.
+    /// What the last republish brought that cannot be used.
     republish: Option<String>,
-    /// Credentials that S3 refused, and when: they are not tried again at once.
-    rejected: Option<(Access, Instant)>,
+    /// New credentials that do not work, so far or for good.
+    trial: Option<Trial>,
+}
+
+#[derive(Debug)]
+struct Trial {
+    access: Access,
+    reason: String,
+    /// Since when S3 refuses them: they are not tried again at once.
+    refused: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -84,16 +95,6 @@ struct Failing {
     reason: String,
     since: Instant,
     times: u32,
-}
-
-/// What a publish or a refresh has shown.
-#[derive(Debug)]
-pub(super) struct Revised {
-    pub(super) listing: Arc<Listing>,
-    pub(super) summary: Summary,
-    /// The revision that it replaced.
-    pub(super) retired: Option<Retired>,
-    pub(super) principal: SealedPrincipal,
 }
 
 impl Published {
@@ -104,6 +105,7 @@ impl Published {
         Self::with(State {
             entry,
             listing: None,
+            asked_at: None,
             is_doubtful: false,
             recipe: None,
             retired,
@@ -113,10 +115,11 @@ impl Published {
     }
 
     /// A volume that was just published.
-    pub(super) fn new(entry: Entry, recipe: Arc<Recipe>, listing: Arc<Listing>) -> Self {
+    pub(super) fn new(entry: Entry, recipe: Arc<Recipe>, shown: &Current) -> Self {
         Self::with(State {
             entry,
-            listing: Some(listing),
+            listing: Some(Arc::clone(&shown.listing)),
+            asked_at: Some(shown.asked_at),
             is_doubtful: false,
             recipe: Some(recipe),
             retired: Vec::new(),
@@ -147,6 +150,11 @@ impl Published {
         self.state.lock().listing.clone()
     }
 
+    /// Whether it shows what was asked for after `moment`: a listing of that moment may be older.
+    pub(super) fn is_ahead_of(&self, moment: Instant) -> bool {
+        self.state.lock().asked_at.is_some_and(|asked_at| asked_at > moment)
+    }
+
     /// The last working way to S3.
     pub(super) fn recipe(&self) -> Option<Arc<Recipe>> {
         self.state.lock().recipe.clone()
@@ -157,41 +165,52 @@ impl Published {
         self.state.lock().entry.principal.clone()
     }
 
+    /// Whether what it shows is not what S3 had when it was published.
+    pub(super) fn is_fallback(&self) -> bool {
+        self.state.lock().entry.is_fallback
+    }
+
     /// Notes that S3 confirmed what is shown, and that `recipe` is a way to it. Returns the entry
     /// if it should be recorded anew.
     pub(super) fn confirm(
         &self,
         recipe: &Arc<Recipe>,
-        listing: &Arc<Listing>,
-        summary: Summary,
-        principal: &SealedPrincipal,
+        current: &Current,
+        principal: SealedPrincipal,
     ) -> Option<Entry> {
         let mut state = self.state.lock();
-        let is_new = state.entry.principal.as_ref() != Some(principal)
-            || state.entry.summary.resolved_at == 0
-            || state.entry.summary.skipped != summary.skipped;
-        state.entry.principal = Some(principal.clone());
-        state.entry.shape.get_or_insert(recipe.shape);
-        state.entry.summary = Summary { revision: state.entry.summary.revision, ..summary };
-        state.listing = Some(Arc::clone(listing));
-        state.recipe = Some(Arc::clone(recipe));
-        state.health.recovered(recipe);
-        is_new.then(|| state.entry.clone())
+        let before = state.entry.clone();
+        let revision = before.summary.revision;
+        let is_same = state.listing.as_ref().is_some_and(|it| Arc::ptr_eq(it, &current.listing));
+        if is_same {
+            state.entry.summary.resolved_at = revision::now();
+        } else {
+            state.entry.summary = revision::summarise(&current.listing, &recipe.spec, revision);
+        }
+        state.shows(recipe, current, principal);
+        let is_news = |entry: &Entry| {
+            entry.principal != before.principal
+                || entry.is_fallback != before.is_fallback
+                || entry.summary.skipped != before.summary.skipped
+                || before.summary.resolved_at == 0
+        };
+        is_news(&state.entry).then(|| state.entry.clone())
     }
 
     /// Notes a new revision; returns the entry to record.
-    pub(super) fn revise(&self, recipe: &Arc<Recipe>, revised: Revised) -> Entry {
-        let Revised { listing, summary, retired, principal } = revised;
+    pub(super) fn revise(
+        &self,
+        recipe: &Arc<Recipe>,
+        current: &Current,
+        replaced: Replaced,
+        principal: SealedPrincipal,
+    ) -> Entry {
         let mut state = self.state.lock();
-        let now = Instant::now();
-        state.retired.extend(retired.map(|retired| (retired, now)));
-        state.entry.principal = Some(principal);
-        state.entry.shape.get_or_insert(recipe.shape);
-        state.entry.summary = summary;
-        (state.listing, state.is_doubtful) = (Some(listing), false);
-        state.recipe = Some(Arc::clone(recipe));
+        state.retired.extend(replaced.retired.map(|retired| (retired, Instant::now())));
+        let revision = replaced.revision.max(state.entry.summary.revision + 1);
+        state.entry.summary = revision::summarise(&current.listing, &recipe.spec, revision);
         state.settling = None;
-        state.health.recovered(recipe);
+        state.shows(recipe, current, principal);
         state.entry.clone()
     }
 
@@ -202,11 +221,13 @@ impl Published {
 
     /// After a replacement that failed: nothing is certain of what is shown but what the files say,
     /// and nothing of it is taken over by the next one. `older` are the revisions that are still
-    /// there.
-    pub(super) fn doubt(&self, older: Vec<Retired>) {
+    /// there, if somebody could look.
+    pub(super) fn doubt(&self, older: Option<Vec<Retired>>) {
         let mut state = self.state.lock();
         let now = Instant::now();
-        state.retired = older.into_iter().map(|retired| (retired, now)).collect();
+        if let Some(older) = older {
+            state.retired = older.into_iter().map(|retired| (retired, now)).collect();
+        }
         (state.listing, state.is_doubtful) = (None, true);
     }
 
@@ -215,9 +236,14 @@ impl Published {
         self.state.lock().is_doubtful
     }
 
-    /// How long `listing` has to wait before it is shown.
+    /// How long `listing` has to wait before it is shown. S3 answers again, in any case.
     pub(super) fn settling(&self, listing: &Arc<Listing>, settle: Duration) -> Duration {
-        Settling::wait(&mut self.state.lock().settling, listing, settle)
+        let mut state = self.state.lock();
+        let wait = Settling::wait(&mut state.settling, listing, settle);
+        if !wait.is_zero() {
+            state.health.failing = None;
+        }
+        wait
     }
 
     /// Notes that a refresh failed; true if that is news.
@@ -236,26 +262,23 @@ impl Published {
         self.state.lock().health.failing.is_some()
     }
 
-    /// What the last republish found wrong, for the volume condition.
+    /// What the last republish brought that cannot be used, for the volume condition.
     pub(super) fn note_republish(&self, trouble: Option<String>) {
-        self.state.lock().health.republish = trouble;
-    }
-
-    /// Notes that S3 refused new credentials while the earlier ones work.
-    pub(super) fn reject(&self, access: Access, reason: &str) {
         let mut state = self.state.lock();
-        state.health.rejected = Some((access, Instant::now()));
-        state.health.republish = Some(format!(
-            "the last republish's credentials are not used, because a refresh with them failed: \
-             {reason}"
-        ));
+        (state.health.republish, state.health.trial) = (trouble, None);
     }
 
-    /// Whether these credentials were refused less than `interval` ago.
-    pub(super) fn has_rejected(&self, access: Access, interval: Duration) -> bool {
+    /// Notes that new credentials do not work, while the earlier ones do.
+    pub(super) fn note_trial(&self, access: Access, reason: String, is_refused: bool) {
+        let refused = is_refused.then(Instant::now);
+        self.state.lock().health.trial = Some(Trial { access, reason, refused });
+    }
+
+    /// Whether S3 refused these credentials less than `interval` ago.
+    pub(super) fn has_refused(&self, access: Access, interval: Duration) -> bool {
         let state = self.state.lock();
-        let recent = |(known, at): &(Access, Instant)| *known == access && at.elapsed() < interval;
-        state.health.rejected.as_ref().is_some_and(recent)
+        let trial = state.health.trial.as_ref().filter(|trial| trial.access == access);
+        trial.and_then(|trial| trial.refused).is_some_and(|at| at.elapsed() < interval)
     }
 
     /// Takes out the replaced revisions that may go now: never the last one before the next swap,
@@ -268,6 +291,11 @@ impl Published {
         let older = state.retired.len().saturating_sub(1);
         let due = state.retired[..older].iter().take_while(|(_, at)| at.elapsed() >= GRACE).count();
         state.retired.drain(..due).collect()
+    }
+
+    /// Whether there are replaced revisions.
+    pub(super) fn has_retired(&self) -> bool {
+        !self.state.lock().retired.is_empty()
     }
 
     /// Puts back what could not go (a subPath shows it): it is looked at again later.
@@ -304,12 +332,23 @@ pub(super) fn interval(recipe: &Recipe) -> Duration {
     }
 }
 
+impl State {
+    /// What is shown is what S3 had at that moment, and `principal` may read it.
+    fn shows(&mut self, recipe: &Arc<Recipe>, current: &Current, principal: SealedPrincipal) {
+        self.entry.principal = Some(principal);
+        self.entry.shape.get_or_insert(recipe.shape);
+        self.entry.is_fallback = false;
+        (self.listing, self.is_doubtful) = (Some(Arc::clone(&current.listing)), false);
+        self.asked_at = Some(current.asked_at);
+        self.recipe = Some(Arc::clone(recipe));
+        self.health.recovered(recipe);
+    }
+}
+
 impl Health {
     fn recovered(&mut self, recipe: &Recipe) {
         self.failing = None;
-        if self.rejected.take_if(|(access, _)| *access == recipe.access()).is_some() {
-            self.republish = None;
-        }
+        self.trial.take_if(|trial| trial.access == recipe.access());
     }
 
     fn describe(&self, message: &mut String, summary: &Summary) {
@@ -327,6 +366,13 @@ impl Health {
         if let Some(republish) = &self.republish {
             message.push_str("; ");
             message.push_str(republish);
+        }
+        if let Some(Trial { reason, refused, .. }) = &self.trial {
+            let verdict = if refused.is_some() { "are not used" } else { "could not be tried yet" };
+            message.push_str("; the last republish's credentials ");
+            message.push_str(verdict);
+            message.push_str(": ");
+            message.push_str(reason);
         }
     }
 }

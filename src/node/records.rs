@@ -12,14 +12,16 @@
 //! All functions block.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -30,6 +32,7 @@ use crate::{
     object::{Bucket, ETag, EndpointId, Key, Object, ObjectVersion, SseKeyDigest},
     relpath::RelPath,
     source::NodeKey,
+    volume::WhenUnavailable,
 };
 
 /// The version of the files; others are not read.
@@ -44,6 +47,8 @@ const SKEW: Duration = Duration::from_hours(1);
 pub(super) struct Records {
     key: NodeKey,
     cached_for: Duration,
+    /// What this process wrote, by file: another one may have shown, and kept, something else since.
+    written: Arc<Mutex<HashMap<PathBuf, Weak<Listing>>>>,
 }
 
 /// A listing that S3 confirmed to a principal once, and when.
@@ -76,21 +81,45 @@ struct Line {
 
 impl Records {
     pub(super) fn new(key: NodeKey, cached_for: Duration) -> Self {
-        Self { key, cached_for }
+        Self { key, cached_for, written: Arc::default() }
     }
 
     /// Keeps what a recipe resolved to, beside its blobs; a failure is logged.
-    pub(super) fn keep(&self, recipe: &Recipe, listing: &Listing) {
-        let saved = self.save(&recipe.store.records(), &recipe.listing_key(), listing);
-        if let Err(error) = saved {
+    pub(super) fn keep(&self, recipe: &Recipe, listing: &Arc<Listing>) {
+        let (directory, asked) = (recipe.store.records(), recipe.listing_key());
+        self.sweep(&directory);
+        if let Err(error) = self.save(&directory, &asked, listing) {
             tracing::warn!(%error, "failed to keep a listing for the time when S3 is gone");
+            return;
+        }
+        let mut written = self.written.lock();
+        if written.len() == written.capacity() {
+            written.retain(|_, listing| listing.strong_count() > 0);
+        }
+        written.insert(self.path(&directory, &asked), Arc::downgrade(listing));
+    }
+
+    /// Notes that S3 confirmed `listing` to a recipe again. A record of another listing, which this
+    /// recipe saw in an earlier volume, gives way.
+    pub(super) fn keep_on(&self, recipe: &Recipe, listing: &Arc<Listing>) {
+        let (directory, asked) = (recipe.store.records(), recipe.listing_key());
+        let known = self.written.lock().get(&self.path(&directory, &asked)).and_then(Weak::upgrade);
+        let is_same = known.is_some_and(|known| Arc::ptr_eq(&known, listing));
+        if !is_same || !self.confirm(&directory, &asked) {
+            self.keep(recipe, listing);
         }
     }
 
-    /// Notes that S3 confirmed `listing` to a recipe again.
-    pub(super) fn keep_on(&self, recipe: &Recipe, listing: &Listing) {
-        if !self.confirm(&recipe.store.records(), &recipe.listing_key()) {
-            self.keep(recipe, listing);
+    /// Removes what was kept for a recipe, if anything: S3 has refused it.
+    pub(super) fn forget(&self, recipe: &Recipe) {
+        if recipe.spec.when_unavailable == WhenUnavailable::Cached {
+            let path = self.path(&recipe.store.records(), &recipe.listing_key());
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "failed to remove a record");
+                }
+                _ => {}
+            }
         }
     }
 
@@ -218,10 +247,14 @@ impl Document {
 /// What the file system answers.
 pub(super) fn node_key(state: &Path) -> io::Result<NodeKey> {
     let path = state.join("node.key");
-    if let Ok(known) = std::fs::read(&path)
-        && let Ok(key) = known.try_into()
-    {
-        return Ok(NodeKey::new(key));
+    match std::fs::read(&path) {
+        Ok(known) => {
+            if let Ok(key) = known.try_into() {
+                return Ok(NodeKey::new(key));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let mut key = [0; 32];
     io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut key)?;

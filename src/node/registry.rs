@@ -37,8 +37,8 @@ use crate::{
 const FORMAT: u32 = 2;
 
 /// The size in bytes from which a file is written anew with one record: a volume that is refreshed
-/// every second must not fill the tmpfs.
-const LARGE: u64 = 16 << 10;
+/// every second must not fill the tmpfs. With one more record it is a page.
+const LARGE: u64 = 3 << 10;
 
 /// Names a target path in our directories: a digest, so that any path is a good file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,6 +129,8 @@ pub(super) struct Entry {
     pub(super) shape: Option<Shape>,
     /// Who was allowed to read all that it shows.
     pub(super) principal: Option<SealedPrincipal>,
+    /// Whether it shows what S3 had before, because S3 could not be reached.
+    pub(super) is_fallback: bool,
     /// What it shows; meaningful once published.
     pub(super) summary: Summary,
 }
@@ -142,8 +144,18 @@ impl Entry {
         medium: Medium,
     ) -> Self {
         let (phase, summary) = (Phase::Publishing, Summary::default());
-        let (format, shape, principal) = (FORMAT, None, None);
-        Self { format, target, arguments, phase, view, medium, shape, principal, summary }
+        Self {
+            format: FORMAT,
+            target,
+            arguments,
+            phase,
+            view,
+            medium,
+            shape: None,
+            principal: None,
+            is_fallback: false,
+            summary,
+        }
     }
 
     /// The same volume, with how its files stand.

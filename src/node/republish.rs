@@ -11,7 +11,6 @@ use super::{
     Node, VolumeSecretsInput,
     publish::Place,
     published::{self, Published},
-    refresh::Member,
     registry::Shape,
     revision::Recipe,
 };
@@ -69,48 +68,41 @@ impl Node {
         spec: Arc<VolumeSpec>,
         source: S3Source,
     ) -> Recipe {
-        let as_now = Shape { layout: spec.layout, ownership: spec.ownership };
-        let shape = published.shape().unwrap_or(as_now);
         let store = self.0.stores.get(published.medium).clone();
         let directory = store.volumes().join(place.key.as_str());
+        // A volume whose record was lost stands as it stands.
+        let shape = published.shape().unwrap_or_else(|| Shape {
+            layout: LinkFarm::layout_of(&directory).unwrap_or(spec.layout),
+            ownership: spec.ownership,
+        });
         let farm = LinkFarm::new(directory, shape.layout, shape.ownership);
         Recipe { spec, source, store, farm, shape }
     }
 
     /// Refreshes with the recipe's credentials, if they are not the ones that the volume uses.
     fn take_up(&self, place: &Place, published: &Arc<Published>, recipe: Arc<Recipe>) {
-        let known = published.recipe();
-        let asked = recipe.listing_key();
-        if known.as_ref().is_some_and(|known| known.access() == recipe.access()) {
+        let (known, asked) = (published.recipe(), recipe.listing_key());
+        let is_known = known.as_ref().is_some_and(|known| known.access() == recipe.access());
+        let follows = recipe.spec.refresh != Refresh::Never || published.is_fallback();
+        let is_member = self.0.refresher.has(&asked, published);
+        let interval = published::interval(&recipe);
+        if is_known {
             published.note_republish(None);
             // A trial of others, if there was one, is over.
-            self.0.refresher.withdraw(&place.key, Some(&asked));
+            self.0.refresher.withdraw(published, Some(&asked));
+        } else if is_member || published.has_refused(recipe.access(), interval) {
             return;
+        } else {
+            published.note_republish(None);
+            let kept = known.map(|known| known.listing_key());
+            self.0.refresher.withdraw(published, kept.as_ref());
         }
-        let interval = published::interval(&recipe);
-        if self.0.refresher.has(&asked, &place.key)
-            || published.has_rejected(recipe.access(), interval)
-        {
-            return;
-        }
-        published.note_republish(None);
-        if recipe.spec.refresh == Refresh::Never && !published.is_failing() {
+        if follows && !is_member {
+            self.follow(place.key.clone(), Arc::clone(published), recipe, None);
+        } else if !is_known && !follows {
             // It asks S3 nothing any more, so there is nothing to try.
             published.hold(&recipe);
-            return;
         }
-        let same_principal = published.principal() == Some(self.0.seal(&recipe));
-        self.0.refresher.withdraw(&place.key, known.map(|known| known.listing_key()).as_ref());
-        self.follow(
-            Member {
-                key: place.key.clone(),
-                published: Arc::clone(published),
-                recipe,
-                is_trial: !same_principal,
-                is_new: true,
-            },
-            None,
-        );
     }
 }
 

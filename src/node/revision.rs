@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -74,6 +74,11 @@ pub(super) enum Need {
 }
 
 impl Need {
+    /// Whether no entry needs one.
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Self::Only(none) if none.is_empty())
+    }
+
     fn includes(&self, entry: &Entry) -> bool {
         match self {
             Self::All => true,
@@ -189,7 +194,6 @@ pub(super) fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), Nod
 /// What a volume shows, for its condition and figures.
 pub(super) fn summarise(listing: &Listing, spec: &VolumeSpec, revision: u64) -> Summary {
     let skipped = listing.skipped();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Summary {
         revision,
         objects: listing.entries().len() as u64,
@@ -198,8 +202,13 @@ pub(super) fn summarise(listing: &Listing, spec: &VolumeSpec, revision: u64) -> 
         max_bytes: spec.max_size.map(ByteSize::bytes),
         max_objects: spec.max_objects,
         skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },
-        resolved_at: now.map_or(0, |since| since.as_secs()),
+        resolved_at: now(),
     }
+}
+
+/// Seconds since the epoch, for people.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The pause before a listing is made again.

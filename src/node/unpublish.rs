@@ -31,9 +31,10 @@ impl Node {
             preparation.cancel.cancel();
             preparation.ended().await;
         }
+        // Even if this fails, it does not refresh any more: the kubelet asks again until it is gone.
         if let Some(published) = &unpublishing.before {
             published.ended.cancel();
-            self.0.refresher.withdraw(&key, None);
+            self.0.refresher.withdraw(published, None);
         }
         // A mount or a swap that has begun ends first.
         let lock = self.0.volumes.lock(&key).await;
@@ -98,15 +99,14 @@ impl Node {
         path: &TargetPath,
         target: Option<Target>,
     ) -> Result<(), NodeError> {
+        // Before the record goes: after a crash, nothing else tells of the directory.
+        let removed = target.map_or(Ok(()), |target| target.remove());
         if let Err(error) = self.0.remove_files(key) {
             if error.kind() == FailureKind::Exhausted {
                 return Err(error);
             }
             tracing::warn!(%error, volume.target_path = %path, "an unpublished volume's files stay");
         }
-        if let Some(target) = target {
-            target.remove()?;
-        }
-        Ok(())
+        Ok(removed?)
     }
 }

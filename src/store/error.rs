@@ -113,6 +113,17 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether room on the medium would help.
+    pub fn wants_room(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::NoSpace { .. } | Self::Inodes { .. } => true,
+            Self::Io { error, .. } => error.kind() == io::ErrorKind::StorageFull,
+            Self::Locked { .. } | Self::ReadOnly { .. } | Self::Gone | Self::Corrupt(_) => false,
+        }
+    }
+}
+
 /// The kind of an I/O error on our own files.
 ///
 /// By `ErrorKind` where there is one: tempfile wraps errors so that nothing but kind and text of

@@ -102,6 +102,17 @@ impl ViewError {
     }
 }
 
+impl ViewError {
+    /// Whether room on the medium would help.
+    pub fn wants_room(&self) -> bool {
+        match self {
+            Self::Io { error, .. } => error.kind() == io::ErrorKind::StorageFull,
+            Self::Link { error, .. } => error.wants_room(),
+            Self::Mounts { .. } => false,
+        }
+    }
+}
+
 /// The blobs of a revision, pinned while they are linked, and room for the variants of them that
 /// have to be made.
 #[derive(Debug)]
@@ -157,6 +168,15 @@ impl LinkFarm {
     pub fn variant(ownership: &Ownership) -> Variant {
         let Ownership { uid, gid, file_mode, .. } = *ownership;
         Variant { uid, gid, mode: file_mode.bits() }
+    }
+
+    /// How the files of a volume directory stand; `None` if there are none yet.
+    pub fn layout_of(directory: &Path) -> Option<Layout> {
+        let root = Self::root(directory);
+        if root.join(swap::DATA).is_symlink() {
+            return Some(Layout::Symlinks);
+        }
+        root.exists().then_some(Layout::Files)
     }
 
     /// How many names a listing needs, shown first or as a replacement: what a tmpfs counts as

@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    lifecycle, protocol, refresh, requests, resources,
+    lifecycle, protocol, refresh, requests, resources, rotation,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -180,6 +180,16 @@ pub(crate) fn all() -> Vec<Case> {
             unpublish_does_not_wait_for_a_refresh,
             what_was_read_before_starts_a_pod,
             what_was_read_before_survives_a_reboot_on_disk,
+        }
+        rotation {
+            newer_content_is_never_taken_back,
+            an_object_that_changes_does_not_end_a_trial,
+            an_outage_does_not_end_a_trial,
+            credentials_may_change_before_a_trial_is_through,
+            what_started_from_before_heals_after_a_restart,
+            what_was_read_before_keeps_to_the_limits,
+            a_volume_that_is_too_large_costs_others_nothing,
+            replaced_revisions_make_room,
         }
         protocol {
             all_problems_are_told_at_once,

@@ -23,6 +23,7 @@ mod protocol;
 mod refresh;
 mod requests;
 mod resources;
+mod rotation;
 mod versions;
 mod views;
 

@@ -54,23 +54,23 @@ pub(crate) async fn shows(target: &Path, expected: &BTreeMap<String, String>) {
 
 impl Fixture {
     /// Lets volumes refresh as often as the cases want.
-    async fn often(&mut self) {
+    pub(crate) async fn often(&mut self) {
         self.reconfigure("limits: { minRefresh: 50ms }\n").await;
     }
 
     /// A pod whose volume refreshes at that interval.
-    fn following(&self, prefix: &str, interval: &str) -> Pod {
+    pub(crate) fn following(&self, prefix: &str, interval: &str) -> Pod {
         self.pod(prefix).with("refresh", interval)
     }
 
     /// The message of the volume condition, and whether it is abnormal.
-    async fn condition(&self, pod: &Pod) -> (String, bool) {
+    pub(crate) async fn condition(&self, pod: &Pod) -> (String, bool) {
         let condition = self.kubelet.stats(pod).await.unwrap().volume_condition.unwrap();
         (condition.message, condition.abnormal)
     }
 
     /// Waits until the condition says this.
-    async fn says(&self, pod: &Pod, text: &str) -> String {
+    pub(crate) async fn says(&self, pod: &Pod, text: &str) -> String {
         let began = Instant::now();
         loop {
             let (message, _) = self.condition(pod).await;
@@ -83,7 +83,7 @@ impl Fixture {
     }
 
     /// Waits until the condition does not say this any more.
-    async fn says_no_more(&self, pod: &Pod, text: &str) {
+    pub(crate) async fn says_no_more(&self, pod: &Pod, text: &str) {
         let began = Instant::now();
         while self.condition(pod).await.0.contains(text) {
             assert!(began.elapsed() < LIMIT, "the condition still says {text:?}");

@@ -168,6 +168,12 @@ impl Plugin {
         self.child.wait().expect("our own child")
     }
 
+    /// Asks it to end, and waits; it must end well.
+    pub(crate) fn stop(self) {
+        let status = self.terminate();
+        assert!(status.success(), "s3view-node ended with {status}");
+    }
+
     /// Ends it as a crash would.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("our own child");

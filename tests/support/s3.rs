@@ -12,6 +12,7 @@
 
 #![allow(dead_code, unused_imports, reason = "every includer uses another part")]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -256,6 +257,28 @@ impl EmbeddedS3 {
         options: &PutOptions,
     ) -> PutInfo {
         self.store(bucket, key, Content::pattern(key, size), options)
+    }
+
+    /// Puts several objects at one moment: no listing sees some of them without the others.
+    pub(crate) fn put_together(&self, bucket: &str, objects: &[(&str, Bytes)]) {
+        let object = |(key, bytes): &(&str, Bytes)| {
+            let content = Content::Whole(bytes.clone());
+            let checksum = content.default_checksum();
+            ((*key).to_owned(), Object::single(content, checksum, Properties::default()))
+        };
+        let objects = objects.iter().map(object).collect();
+        self.site.store.put_together(bucket, objects).expect(BUCKET_EXISTS);
+    }
+
+    /// All objects of a bucket as a listing at this moment would find them. Copies generated
+    /// content.
+    pub(crate) fn objects(&self, bucket: &str) -> BTreeMap<String, Bytes> {
+        let newest = |(key, versions): (&String, &Vec<store::Version>)| {
+            let object = versions.last()?.object.as_ref()?;
+            Some((key.clone(), object.content.to_bytes()))
+        };
+        let read = |bucket: &store::Bucket| bucket.keys.iter().filter_map(newest).collect();
+        self.site.store.read(bucket, read).expect(BUCKET_EXISTS)
     }
 
     fn store(&self, bucket: &str, key: &str, content: Content, options: &PutOptions) -> PutInfo {

@@ -1,45 +1,42 @@
 //! One group: its members, its timer, and the listing that they share.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Member, show::Outcome};
+use super::{Current, Member, show::Outcome};
 use crate::{
     failure::{FailureKind, full_message},
     fetch::ListingKey,
     listing::Listing,
-    node::{Node, NodeError, VolumeKey, pace::Pace, published::Published, revision},
+    node::{
+        Node, NodeError, VolumeKey,
+        pace::Pace,
+        published::Published,
+        revision::{self, Recipe},
+    },
+    task::for_count,
 };
 
 /// How many volumes of a group are shown a new revision at a time: linking is system calls, and
 /// there are no more threads for them than this many times a few.
 const AT_ONCE: usize = 8;
 
-/// A listing and when it was asked for.
-#[derive(Debug, Clone)]
-pub(super) struct Current {
-    pub(super) asked_at: Instant,
-    pub(super) listing: Arc<Listing>,
-}
-
 #[derive(Debug)]
 pub(super) struct Group {
     key: ListingKey,
     members: Mutex<HashMap<VolumeKey, Member>>,
-    /// What a publish had listed when it founded the group.
-    first: Option<Current>,
     changed: Notify,
 }
 
 impl Group {
-    pub(super) fn new(key: ListingKey, first: Option<Current>) -> Self {
-        Self { key, members: Mutex::default(), first, changed: Notify::new() }
+    pub(super) fn new(key: ListingKey) -> Self {
+        Self { key, members: Mutex::default(), changed: Notify::new() }
     }
 
     pub(super) fn key(&self) -> &ListingKey {
@@ -47,38 +44,39 @@ impl Group {
     }
 
     pub(super) fn insert(&self, member: Member) {
-        self.members.lock().insert(member.key.clone(), member);
+        if let Some(earlier) = self.members.lock().insert(member.key.clone(), member) {
+            earlier.ended.cancel();
+        }
         self.changed.notify_one();
     }
 
-    pub(super) fn remove(&self, key: &VolumeKey) {
-        if self.members.lock().remove(key).is_some() {
-            self.changed.notify_one();
-        }
+    /// Ends memberships.
+    pub(super) fn remove_if(&self, goes: impl Fn(&Member) -> bool) {
+        self.members.lock().retain(|_, member| {
+            let stays = !goes(member);
+            if !stays {
+                member.ended.cancel();
+                self.changed.notify_one();
+            }
+            stays
+        });
     }
 
-    /// Takes a member out, if it is still the same.
-    fn remove_this(&self, key: &VolumeKey, published: &Arc<Published>) {
-        let mut members = self.members.lock();
-        if members.get(key).is_some_and(|known| Arc::ptr_eq(&known.published, published)) {
-            members.remove(key);
-        }
+    fn remove(&self, member: &Member) {
+        self.remove_if(|it| it.number == member.number);
     }
 
-    pub(super) fn has(&self, key: &VolumeKey) -> bool {
-        self.members.lock().contains_key(key)
+    pub(super) fn has(&self, published: &Arc<Published>) -> bool {
+        self.members.lock().values().any(|member| member.is_of(published))
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.members.lock().is_empty()
     }
 
-    /// The shortest interval; `None` without members. Who was unpublished is none: a republish that
-    /// was under way may have brought it in once more.
+    /// The shortest interval; `None` without members.
     fn interval(&self) -> Option<Duration> {
-        let mut members = self.members.lock();
-        members.retain(|_, member| !member.published.ended.is_cancelled());
-        members.values().map(Member::interval).min()
+        self.members.lock().values().map(Member::interval).min()
     }
 
     fn members(&self) -> Vec<Member> {
@@ -89,17 +87,11 @@ impl Group {
         self.members.lock().values().filter(|member| member.is_new).cloned().collect()
     }
 
-    /// Notes that the member has been shown a listing, and whether it is on trial still.
-    fn is_settled(&self, member: &Member) {
-        if let Some(known) = self.members.lock().get_mut(&member.key)
-            && Arc::ptr_eq(&known.published, &member.published)
-        {
-            (known.is_new, known.is_trial) = (false, false);
-        }
-    }
-
+    /// Notes that a listing was offered to the member.
     fn is_not_new(&self, member: &Member) {
-        if let Some(known) = self.members.lock().get_mut(&member.key) {
+        if let Some(known) = self.members.lock().get_mut(&member.key)
+            && known.number == member.number
+        {
             known.is_new = false;
         }
     }
@@ -109,6 +101,8 @@ impl Group {
 struct Course {
     pace: Pace,
     current: Option<Current>,
+    /// Why the last listing failed, if it did.
+    failed: Option<NodeError>,
 }
 
 impl Course {
@@ -119,22 +113,33 @@ impl Course {
         if first.is_none() {
             pace.not_after(now);
         }
-        Self { pace, current: first }
+        Self { pace, current: first, failed: None }
     }
 
-    /// The listing, if it is young enough to be shown to who comes new.
-    fn young(&self, interval: Duration) -> Option<Arc<Listing>> {
+    /// The listing, if it is young enough to be shown to who comes new, and takes none of them back
+    /// to what was before.
+    fn young(&self, interval: Duration, new: &[Member]) -> Option<Current> {
         let current = self.current.as_ref()?;
-        (current.asked_at.elapsed() < interval).then(|| Arc::clone(&current.listing))
+        let is_older = |member: &Member| member.published.is_ahead_of(current.asked_at);
+        let is_young = current.asked_at.elapsed() < interval && !new.iter().any(is_older);
+        is_young.then(|| current.clone())
     }
 
     /// Takes in a new listing; an equal one that is known already is kept instead, so that all
     /// volumes hold the same one.
-    fn take(&mut self, asked_at: Instant, listing: Arc<Listing>) -> Arc<Listing> {
+    async fn take(&mut self, asked_at: Instant, listing: Arc<Listing>) -> Current {
+        self.pace.succeeded(asked_at);
+        self.failed = None;
         let known = self.current.take().map(|current| current.listing);
-        let listing = known.filter(|known| is_same(known, &listing)).unwrap_or(listing);
-        self.current = Some(Current { asked_at, listing: Arc::clone(&listing) });
-        listing
+        let listing = match known {
+            None => listing,
+            Some(known) => {
+                let size = listing.entries().len();
+                let choose = move || if is_same(&known, &listing) { known } else { listing };
+                for_count(size, choose).await
+            }
+        };
+        self.current.insert(Current { asked_at, listing }).clone()
     }
 }
 
@@ -144,9 +149,9 @@ fn is_same(known: &Listing, new: &Listing) -> bool {
 
 impl Node {
     /// Runs a group until it is empty or the plugin ends.
-    pub(super) async fn run_group(&self, group: &Group) {
+    pub(super) async fn run_group(&self, group: &Group, first: Option<Current>) {
         let stop = self.0.tasks.token();
-        let mut course = Course::new(group.first.clone());
+        let mut course = Course::new(first);
         loop {
             let Some(interval) = group.interval() else {
                 if self.0.refresher.close(group) {
@@ -160,11 +165,17 @@ impl Node {
                 () = group.changed.notified() => {}
                 () = sleep_until(course.pace.due(interval)) => {}
             }
-            tokio::select! {
+            // A defect of ours must not end the refresh of all these volumes in silence.
+            let turn = AssertUnwindSafe(self.turn(group, &mut course)).catch_unwind();
+            let ended = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.turn(group, &mut course) => self.0.count_volumes(),
+                ended = turn => ended,
+            };
+            if ended.is_err() {
+                self.fail_all(group, &mut course, group.members(), NodeError::Panicked);
             }
+            self.0.count_volumes();
         }
     }
 
@@ -172,11 +183,18 @@ impl Node {
     async fn turn(&self, group: &Group, course: &mut Course) {
         let Some(interval) = group.interval() else { return };
         let new = group.new_members();
-        let is_due = course.pace.due(interval) <= Instant::now();
-        match course.young(interval) {
-            _ if is_due => self.refresh(group, course).await,
-            _ if new.is_empty() => {}
-            Some(listing) => drop(self.show_all(group, course, new, &listing).await),
+        if course.pace.due(interval) <= Instant::now() {
+            return self.refresh(group, course).await;
+        }
+        if new.is_empty() {
+            return;
+        }
+        if let Some(error) = &course.failed {
+            // Who comes new waits as long as all others.
+            return new.iter().for_each(|member| self.fail(group, member, error));
+        }
+        match course.young(interval, &new) {
+            Some(current) => drop(self.show_all(group, course, new, &current).await),
             None => self.refresh(group, course).await,
         }
     }
@@ -186,92 +204,118 @@ impl Node {
         for attempt in 0..=revision::RELISTS {
             let Some(member) = group.members().into_iter().next() else { return };
             let asked_at = Instant::now();
-            let resolved = self.0.fetcher.resolve(&member.recipe.source, &member.recipe.spec).await;
-            let stale = match resolved {
-                Ok(listing) => {
-                    course.pace.succeeded(asked_at);
-                    let listing = course.take(asked_at, listing);
-                    self.show_all(group, course, group.members(), &listing).await
-                }
+            let Recipe { source, spec, .. } = &*member.recipe;
+            let current = match self.0.fetcher.resolve(source, spec).await {
+                Ok(listing) => course.take(asked_at, listing).await,
                 Err(error) => {
-                    course.pace.failed(Instant::now());
-                    let error = NodeError::from(error);
-                    for member in group.members() {
-                        self.fail(group, &member, &error);
-                    }
-                    return;
+                    return self.fail_all(group, course, group.members(), error.into());
                 }
             };
-            if !stale || attempt == revision::RELISTS {
-                return;
+            let stale = self.show_all(group, course, group.members(), &current).await;
+            let Some((_, error)) = stale.first() else { return };
+            if attempt == revision::RELISTS {
+                return stale.iter().for_each(|(member, error)| self.fail(group, member, error));
             }
+            tracing::debug!(%error, attempt, "an object changed; listing again");
             sleep(revision::pause_before(attempt)).await;
         }
     }
 
-    /// Shows a listing to these members; true if an object is not what was listed any more.
+    /// Shows a listing to these members; gives back those for which an object is not what was
+    /// listed any more.
     async fn show_all(
         &self,
         group: &Group,
         course: &mut Course,
         members: Vec<Member>,
-        listing: &Arc<Listing>,
-    ) -> bool {
-        let outcomes: Vec<_> = stream::iter(members)
+        current: &Current,
+    ) -> Vec<(Member, NodeError)> {
+        let mut shown = stream::iter(members)
             .map(|member| async move {
-                let outcome = self.show(&member, listing).await;
+                let outcome = self.show(&member, current).await;
                 (member, outcome)
             })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        let mut stale = false;
-        for (member, outcome) in outcomes {
+            .buffer_unordered(AT_ONCE);
+        let mut stale = Vec::new();
+        while let Some((member, outcome)) = shown.next().await {
             let kind = outcome.as_ref().err().map(NodeError::kind);
-            stale |= kind == Some(FailureKind::Stale);
             match outcome {
+                Ok(Outcome::Changed) => self.succeed(group, &member, "changed"),
+                Ok(Outcome::Unchanged) => self.succeed(group, &member, "unchanged"),
                 Ok(Outcome::Settling(wait)) => {
                     group.is_not_new(&member);
                     course.pace.not_after(Instant::now() + wait);
                 }
-                Ok(outcome) => self.succeed(group, &member, outcome),
-                // It is unpublished.
-                Err(_) if kind == Some(FailureKind::Cancelled) => {
-                    group.remove_this(&member.key, &member.published);
-                }
+                // It shows a newer listing, by its publish or by another group.
+                Ok(Outcome::Overtaken) => {}
+                Err(error) if kind == Some(FailureKind::Stale) => stale.push((member, error)),
+                // It left the group, or is unpublished.
+                Err(_) if kind == Some(FailureKind::Cancelled) => group.remove(&member),
                 Err(error) => self.fail(group, &member, &error),
             }
         }
         stale
     }
 
-    fn succeed(&self, group: &Group, member: &Member, outcome: Outcome) {
-        self.0.metrics.refreshes.with_label_values(&[outcome.as_str()]).inc();
+    fn succeed(&self, group: &Group, member: &Member, outcome: &str) {
+        self.0.metrics.refreshes.with_label_values(&[outcome]).inc();
+        self.0.refresher.withdraw_before(member);
         if member.wants_one_success() {
-            group.remove_this(&member.key, &member.published);
+            group.remove(member);
         } else {
-            group.is_settled(member);
-        }
-        if member.is_trial {
-            self.0.refresher.withdraw(&member.key, Some(group.key()));
+            group.is_not_new(member);
         }
     }
 
-    /// Notes a failure. A trial that S3 refuses ends, if the volume has another way to S3.
+    /// Notes a listing that failed.
+    fn fail_all(&self, group: &Group, course: &mut Course, members: Vec<Member>, error: NodeError) {
+        course.pace.failed(Instant::now());
+        for member in members {
+            self.fail(group, &member, &error);
+        }
+        course.failed = Some(error);
+    }
+
+    /// Notes a failure. A trial that S3 refuses ends.
     fn fail(&self, group: &Group, member: &Member, error: &NodeError) {
         let reason = full_message(error);
-        let Member { key, published, recipe, .. } = member;
+        let Member { published, recipe, .. } = member;
+        let volume_id = published.arguments.volume_id();
         self.0.metrics.refreshes.with_label_values(&["failed"]).inc();
         group.is_not_new(member);
-        if member.is_trial && published.recipe().is_some() {
-            published.reject(recipe.access(), &reason);
-            group.remove_this(key, published);
-            tracing::warn!(volume.id = published.arguments.volume_id(), %reason, "new credentials are not used");
+        if is_refusal(error.kind()) {
+            self.0.records.forget(recipe);
+        }
+        if !member.is_trial() {
+            if published.failed(reason.clone()) {
+                tracing::warn!(volume.id = volume_id, %reason, "a refresh failed; the revision stays");
+            }
             return;
         }
-        if published.failed(reason.clone()) {
-            let volume_id = published.arguments.volume_id();
-            tracing::warn!(volume.id = volume_id, %reason, "a refresh failed; the revision stays");
+        let is_refused = is_refusal(error.kind());
+        published.note_trial(recipe.access(), reason.clone(), is_refused);
+        if is_refused {
+            group.remove(member);
+            tracing::warn!(volume.id = volume_id, %reason, "new credentials are not used");
         }
+    }
+}
+
+/// Whether S3 has answered, and will answer the same again.
+fn is_refusal(kind: FailureKind) -> bool {
+    match kind {
+        FailureKind::Denied | FailureKind::Unauthenticated => true,
+        FailureKind::Invalid
+        | FailureKind::NotFound
+        | FailureKind::Incompatible
+        | FailureKind::Precondition
+        | FailureKind::Busy
+        | FailureKind::Exhausted
+        | FailureKind::Unavailable
+        | FailureKind::Stale
+        | FailureKind::Corrupt
+        | FailureKind::Deadline
+        | FailureKind::Cancelled
+        | FailureKind::Internal => false,
     }
 }

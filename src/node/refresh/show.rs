@@ -4,13 +4,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::Member;
+use super::{Current, Member};
 use crate::{
-    failure::FailureKind,
     listing::{self, Changes, Listing},
     node::{
         Context, Node, NodeError,
-        published::{Published, Revised},
+        published::Published,
         registry::Entry,
         revision::{self, Need, Recipe},
         volumes::TargetLock,
@@ -18,7 +17,7 @@ use crate::{
     relpath::RelPath,
     source::SealedPrincipal,
     store::{BlobId, Medium},
-    task::blocking,
+    task::{blocking, for_count},
     view::linkfarm::{Leases, LinkFarm, Retired},
     volume::WhenUnavailable,
 };
@@ -32,17 +31,8 @@ pub(super) enum Outcome {
     Unchanged,
     /// It will, when the listing has stood still for that much longer.
     Settling(Duration),
-}
-
-impl Outcome {
-    /// The label in metrics.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Changed => "changed",
-            Self::Unchanged => "unchanged",
-            Self::Settling(_) => "settling",
-        }
-    }
+    /// It shows a newer listing already.
+    Overtaken,
 }
 
 /// What a listing would change, and what is needed for it.
@@ -52,38 +42,41 @@ struct Plan {
 }
 
 impl Node {
-    /// Brings one volume up to `listing`; ends early with `Cancelled` when it is unpublished.
+    /// Brings one volume up to a listing; ends early with `Cancelled` when it leaves the group.
     pub(super) async fn show(
         &self,
         member: &Member,
-        listing: &Arc<Listing>,
+        current: &Current,
     ) -> Result<Outcome, NodeError> {
-        let _one_at_a_time = member.published.refreshing.lock().await;
-        let ended = member.published.ended.cancelled();
-        let outcome = tokio::select! {
+        tokio::select! {
             biased;
-            () = ended => return Err(NodeError::Cancelled),
-            outcome = self.show_now(member, listing) => outcome,
-        };
-        match outcome {
-            // What was replaced long ago makes room before anything is refused.
-            Err(error) if error.kind() == FailureKind::Exhausted => {
-                self.sweep_medium(member.published.medium).await;
-                self.show_now(member, listing).await
+            () = member.ended.cancelled() => Err(NodeError::Cancelled),
+            outcome = self.show_in_turn(member, current) => outcome,
+        }
+    }
+
+    async fn show_in_turn(&self, member: &Member, current: &Current) -> Result<Outcome, NodeError> {
+        let published = &member.published;
+        let _one_at_a_time = published.refreshing.lock().await;
+        // The groups of old and of new credentials list each at their own time, and what comes
+        // later may be the older.
+        if published.is_ahead_of(current.asked_at) {
+            return Ok(Outcome::Overtaken);
+        }
+        match self.show_now(member, current).await {
+            // What was replaced makes room before anything is refused.
+            Err(error) if error.wants_room() && self.make_room(published.medium).await => {
+                self.show_now(member, current).await
             }
             outcome => outcome,
         }
     }
 
-    async fn show_now(
-        &self,
-        member: &Member,
-        listing: &Arc<Listing>,
-    ) -> Result<Outcome, NodeError> {
-        let Member { published, recipe, .. } = member;
+    async fn show_now(&self, member: &Member, current: &Current) -> Result<Outcome, NodeError> {
+        let (Member { published, recipe, .. }, listing) = (member, &current.listing);
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
-        if changes.is_empty() && matches!(&need, Need::Only(none) if none.is_empty()) {
-            self.confirm(member, listing).await?;
+        if changes.is_empty() && need.is_nothing() {
+            self.confirm(member, current).await?;
             return Ok(Outcome::Unchanged);
         }
         if !changes.is_empty() {
@@ -95,15 +88,16 @@ impl Node {
         revision::check_size(listing, &recipe.spec)?;
         let leases = revision::bring(&self.0, recipe, listing, need).await?;
         if changes.is_empty() {
-            drop(leases);
-            self.confirm(member, listing).await?;
+            self.confirm(member, current).await?;
             return Ok(Outcome::Unchanged);
         }
-        self.swap(member, listing, changes.files, leases).await?;
+        self.swap(member, current, changes.files, leases).await?;
         Ok(Outcome::Changed)
     }
 
     /// Compares with what is shown: by the listing behind it, or, after a restart, by the files.
+    ///
+    /// What is unchanged needs nothing only if it was shown for this very principal.
     async fn plan_refresh(
         &self,
         member: &Member,
@@ -115,29 +109,32 @@ impl Node {
             let changes = Changes { files, names_differ: true };
             return Ok(Plan { changes, need: Need::All });
         }
-        let (changes, is_known) = match published.listing() {
-            Some(known) if Arc::ptr_eq(&known, listing) => (Changes::default(), true),
-            Some(known) => (listing.changes_from(&known), true),
+        let changes = match published.listing() {
+            Some(known) if Arc::ptr_eq(&known, listing) => Changes::default(),
+            Some(known) => {
+                let (new, count) = (Arc::clone(listing), listing.entries().len());
+                for_count(count, move || new.changes_from(&known)).await
+            }
             None => {
                 let (recipe, listing) = (Arc::clone(recipe), Arc::clone(listing));
-                let changes = blocking(move || changes_on_disk(&recipe, &listing)).await?;
-                (changes, published.principal() == Some(self.0.seal(&member.recipe)))
+                blocking(move || changes_on_disk(&recipe, &listing)).await?
             }
         };
-        let need = if member.is_trial || !is_known {
-            Need::All
-        } else {
+        let need = if published.principal() == Some(self.0.seal(recipe)) {
             Need::Only(Arc::new(changes.files.clone()))
+        } else {
+            Need::All
         };
         Ok(Plan { changes, need })
     }
 
     /// Notes that the volume shows what S3 has, and removes replaced revisions whose time has come.
-    async fn confirm(&self, member: &Member, listing: &Arc<Listing>) -> Result<(), NodeError> {
-        let Member { key, published, recipe, .. } = member;
-        let principal = self.0.seal(recipe);
-        let summary = revision::summarise(listing, &recipe.spec, 0);
-        let record = published.confirm(recipe, listing, summary, &principal);
+    async fn confirm(&self, member: &Member, current: &Current) -> Result<(), NodeError> {
+        let Member { key, published, recipe, ended, .. } = member;
+        if ended.is_cancelled() {
+            return Err(NodeError::Cancelled);
+        }
+        let record = published.confirm(recipe, current, self.0.seal(recipe));
         let retired = published.take_retired(false);
         let keeps = recipe.spec.when_unavailable == WhenUnavailable::Cached;
         if record.is_none() && retired.is_empty() && !keeps {
@@ -147,7 +144,7 @@ impl Node {
         if !self.0.volumes.is_published(key, published) {
             return Err(NodeError::Cancelled);
         }
-        let (node, member, listing) = (self.clone(), member.clone(), Arc::clone(listing));
+        let (node, member, listing) = (self.clone(), member.clone(), Arc::clone(&current.listing));
         blocking(move || {
             let _lock: TargetLock = lock;
             node.0.write_record(record.as_ref());
@@ -165,19 +162,20 @@ impl Node {
     async fn swap(
         &self,
         member: &Member,
-        listing: &Arc<Listing>,
+        current: &Current,
         changed: HashSet<RelPath>,
         leases: Leases,
     ) -> Result<(), NodeError> {
-        let (node, member, listing) = (self.clone(), member.clone(), Arc::clone(listing));
+        let (node, member, current) = (self.clone(), member.clone(), current.clone());
         self.to_its_end(async move {
             let lock = node.0.volumes.lock(&member.key).await;
-            if !node.0.volumes.is_published(&member.key, &member.published) {
+            let stands = node.0.volumes.is_published(&member.key, &member.published);
+            if !stands || member.ended.is_cancelled() {
                 return Err(NodeError::Cancelled);
             }
             blocking(move || {
                 let _lock: TargetLock = lock;
-                node.swap_files(&member, &listing, &changed, &leases)
+                node.swap_files(&member, &current, &changed, &leases)
             })
             .await
         })
@@ -187,33 +185,22 @@ impl Node {
     fn swap_files(
         &self,
         member: &Member,
-        listing: &Arc<Listing>,
+        current: &Current,
         changed: &HashSet<RelPath>,
         leases: &Leases,
     ) -> Result<(), NodeError> {
-        let Member { key, published, recipe, .. } = member;
+        let (Member { key, published, recipe, .. }, listing) = (member, &current.listing);
         let keep = |entry: &listing::Entry| !changed.contains(&entry.path);
-        let replaced = match recipe.farm.replace(listing, keep, leases) {
-            Ok(replaced) => replaced,
-            Err(error) => {
-                let older = LinkFarm::tidy(&self.0.directory(published.medium, key));
-                published.doubt(older.unwrap_or_else(|error| {
+        let replaced = recipe.farm.replace(listing, keep, leases).inspect_err(|_| {
+            match LinkFarm::tidy(&self.0.directory(published.medium, key)) {
+                Ok(older) => published.doubt(Some(older)),
+                Err(error) => {
                     tracing::warn!(%error, "failed to clear up after a failed refresh");
-                    Vec::new()
-                }));
-                return Err(error.into());
+                    published.doubt(None);
+                }
             }
-        };
-        let number = replaced.revision.max(published.entry().summary.revision + 1);
-        let entry = published.revise(
-            recipe,
-            Revised {
-                listing: Arc::clone(listing),
-                summary: revision::summarise(listing, &recipe.spec, number),
-                retired: replaced.retired,
-                principal: self.0.seal(recipe),
-            },
-        );
+        })?;
+        let entry = published.revise(recipe, current, replaced, self.0.seal(recipe));
         self.0.write_record(Some(&entry));
         self.0.remove_retired(published, published.take_retired(false));
         if recipe.spec.when_unavailable == WhenUnavailable::Cached {
@@ -222,19 +209,21 @@ impl Node {
         self.0.metrics.skipped_keys.inc_by(listing.skipped().count());
         tracing::info!(
             volume.id = published.arguments.volume_id(),
-            revision = number,
+            revision = entry.summary.revision,
             changed = changed.len(),
             "a volume shows a new revision"
         );
         Ok(())
     }
 
-    /// Removes every replaced revision on a medium that has no room.
-    async fn sweep_medium(&self, medium: Medium) {
+    /// Removes every replaced revision on a medium that has no room; true if there was one.
+    pub(in crate::node) async fn make_room(&self, medium: Medium) -> bool {
+        let mut removed = false;
         for (key, published) in self.0.volumes.published() {
-            if published.medium != medium {
+            if published.medium != medium || !published.has_retired() {
                 continue;
             }
+            removed = true;
             let lock = self.0.volumes.lock(&key).await;
             let node = self.clone();
             blocking(move || {
@@ -243,6 +232,7 @@ impl Node {
             })
             .await;
         }
+        removed
     }
 }
 

@@ -190,6 +190,20 @@ impl Store {
         Ok(PutInfo { etag, version_id })
     }
 
+    /// Stores several objects as the newest versions of their keys, all at one moment.
+    pub(crate) fn put_together(
+        &self,
+        bucket: &str,
+        objects: Vec<(String, Object)>,
+    ) -> S3Result<()> {
+        self.write(bucket, |bucket| {
+            for (key, object) in objects {
+                let version = self.version(bucket.versioning, Some(Arc::new(object)));
+                bucket.push(&key, version);
+            }
+        })
+    }
+
     /// Deletes `key`: with versioning by adding a delete marker, else for good.
     pub(crate) fn delete(&self, bucket: &str, key: &str) -> S3Result<DeleteInfo> {
         self.write(bucket, |bucket| {

@@ -1,0 +1,123 @@
+//! What the model knows of one volume.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::model::{Credential, Objects, Refresh, Service, Shape, World};
+use crate::tree::{History, Tree};
+
+/// Whether a volume follows S3 now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// It must come to show what S3 has.
+    Yes,
+    /// It may or may not.
+    Perhaps,
+    No,
+}
+
+/// A published volume.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) shape: Shape,
+    /// What it may show.
+    pub(super) shows: History,
+    /// The credentials that the plugin may hold as the last working ones.
+    pub(super) working: BTreeSet<Credential>,
+    /// What the last republish brought since the plugin started.
+    pub(super) last: Option<Credential>,
+    /// What earlier ones brought, and the plugin may be trying still.
+    pub(super) tried: BTreeSet<Credential>,
+}
+
+impl Volume {
+    /// A volume holds on to the credentials that it was published with, also if it shows what was
+    /// read before.
+    pub(super) fn published(shape: Shape, credential: Credential, shows: Vec<Arc<Tree>>) -> Self {
+        let (one, shows) = (BTreeSet::from([credential]), History::new(shape.layout, shows));
+        Self { shape, shows, working: one.clone(), last: Some(credential), tried: one }
+    }
+
+    /// The kubelet brought these credentials.
+    pub(super) fn republished(&mut self, credential: Credential) {
+        self.last = Some(credential);
+        self.tried.insert(credential);
+    }
+
+    /// What the plugin must come to use.
+    pub(super) fn in_use(&self, world: &World) -> Option<Credential> {
+        let lets = |credential: &Credential| world.lets(*credential, self.shape.sources);
+        let working = || self.working.first().copied().filter(|_| self.working.len() == 1);
+        self.last.filter(lets).or_else(|| working().filter(lets))
+    }
+
+    /// It follows S3, and nothing is under way.
+    pub(super) fn is_certain(&mut self, world: &mut World, tree: &Arc<Tree>) {
+        if let Some(credential) = self.in_use(world) {
+            self.working = BTreeSet::from([credential]);
+            self.tried.clone_from(&self.working);
+            world.record(self.shape, credential, tree);
+        }
+    }
+
+    pub(super) fn follows(&self, world: &World) -> Follows {
+        if self.shape.refresh == Refresh::Never || world.service != Service::Up {
+            return Follows::No;
+        }
+        let lets = |credential: &Credential| world.lets(*credential, self.shape.sources);
+        let works = !self.working.is_empty() && self.working.iter().all(lets);
+        if works || self.last.as_ref().is_some_and(lets) {
+            Follows::Yes
+        } else if self.working.iter().any(lets) || self.tried.iter().any(lets) {
+            Follows::Perhaps
+        } else {
+            Follows::No
+        }
+    }
+
+    /// What it must come to show; none if that is what it shows.
+    pub(super) fn target(&self, world: &World) -> Option<Arc<Tree>> {
+        let follows = self.follows(world) == Follows::Yes;
+        follows.then(|| self.shape.tree(&world.objects).ok().map(Arc::new)).flatten()
+    }
+
+    /// Takes in that something changed.
+    pub(super) fn note(&mut self, world: &mut World) {
+        for credential in self.working.union(&self.tried) {
+            if world.refuses(*credential, self.shape.sources) {
+                world.perhaps_forget(self.shape, *credential);
+            }
+        }
+        if self.follows(world) == Follows::No {
+            return;
+        }
+        // Several sources are listed one after the other.
+        if self.shape.sources.parts().len() > 1 {
+            let mixes = world.before.iter().map(|before| mix(before, &world.objects));
+            let mixes = mixes.filter_map(|mixed| self.shape.tree(&mixed).ok());
+            for tree in mixes {
+                self.shows.push(Arc::new(tree));
+            }
+        }
+        let Ok(tree) = self.shape.tree(&world.objects).map(Arc::new) else { return };
+        let lets = |credential: &&Credential| world.lets(**credential, self.shape.sources);
+        let used: BTreeSet<_> = self.working.union(&self.tried).filter(lets).copied().collect();
+        for credential in used {
+            world.perhaps_record(self.shape, credential, &tree);
+        }
+        self.shows.push(tree);
+    }
+
+    /// The plugin was killed: credentials were in its memory only.
+    pub(super) fn lose_credentials(&mut self) {
+        (self.last, self.working, self.tried) = (None, BTreeSet::new(), BTreeSet::new());
+    }
+}
+
+/// What the first prefix held before, and the second one now.
+fn mix(before: &Objects, now: &Objects) -> Objects {
+    let of = |objects: &Objects, prefix: &str| -> Objects {
+        let objects = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        objects.map(|(key, content)| (key.clone(), content.clone())).collect()
+    };
+    of(before, "p/").into_iter().chain(of(now, "q/")).collect()
+}

@@ -1,0 +1,200 @@
+//! What a volume shows, read at one moment.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{self, ErrorKind},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Paths in a volume and what stands there.
+pub(crate) type Tree = BTreeMap<String, Node>;
+
+/// What stands at a path.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Node {
+    Directory,
+    File(Vec<u8>),
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory => f.write_str("directory"),
+            Self::File(content) => {
+                let begin = &content[..content.len().min(24)];
+                write!(f, "{}:{:?}", content.len(), String::from_utf8_lossy(begin))
+            }
+        }
+    }
+}
+
+/// How a volume's files are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Layout {
+    Symlinks,
+    Files,
+}
+
+impl Layout {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Symlinks => "symlinks",
+            Self::Files => "files",
+        }
+    }
+
+    /// Reads a volume: with symlinks, all of it through one resolution of `..data`, and then
+    /// nothing may be missing; with plain files, each by itself, and what goes meanwhile is absent.
+    pub(crate) fn read(self, target: &Path) -> io::Result<Tree> {
+        let mut tree = Tree::new();
+        match self {
+            Self::Symlinks => {
+                tree = read_below(&File::open(target.join("..data"))?)?;
+            }
+            // A directory may take the place of a file between two calls, and the reverse.
+            Self::Files => walk(target, "", &mut tree, |error| match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Ok(()),
+                _ => Err(error),
+            })?,
+        }
+        Ok(tree)
+    }
+}
+
+/// Reads all below an open directory; nothing may be missing.
+pub(crate) fn read_below(directory: &File) -> io::Result<Tree> {
+    let place = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let mut tree = Tree::new();
+    walk(&place, "", &mut tree, Err)?;
+    Ok(tree)
+}
+
+fn walk(
+    directory: &Path,
+    prefix: &str,
+    tree: &mut Tree,
+    missing: fn(io::Error) -> io::Result<()>,
+) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => return missing(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().into_string().expect("a UTF-8 name");
+        let (path, name) = (entry.path(), format!("{prefix}{name}"));
+        if entry.file_type()?.is_dir() {
+            tree.insert(name.clone(), Node::Directory);
+            walk(&path, &format!("{name}/"), tree, missing)?;
+            continue;
+        }
+        match std::fs::read(&path) {
+            Ok(content) => drop(tree.insert(name, Node::File(content))),
+            Err(error) => missing(error)?,
+        }
+    }
+    Ok(())
+}
+
+/// What one volume may show: trees, the oldest first.
+#[derive(Debug)]
+pub(crate) struct History {
+    layout: Layout,
+    trees: Vec<Arc<Tree>>,
+}
+
+impl History {
+    pub(crate) fn new(layout: Layout, trees: Vec<Arc<Tree>>) -> Self {
+        let mut history = Self { layout, trees: Vec::new() };
+        for tree in trees {
+            history.push(tree);
+        }
+        history
+    }
+
+    /// From now on it may show this as well.
+    pub(crate) fn push(&mut self, tree: Arc<Tree>) {
+        if self.trees.last() != Some(&tree) {
+            self.trees.push(tree);
+        }
+    }
+
+    /// It shows just this, and nothing is under way.
+    pub(crate) fn settle(&mut self, tree: Arc<Tree>) {
+        self.trees = vec![tree];
+    }
+
+    /// Takes in what was seen.
+    ///
+    /// # Errors
+    /// If it may not show that.
+    pub(crate) fn see(&mut self, seen: &Tree) -> Result<(), String> {
+        match self.layout {
+            Layout::Symlinks => self.see_revision(seen),
+            Layout::Files => self.see_files(seen),
+        }
+    }
+
+    /// It is exactly one of the trees, and never an older one than before.
+    fn see_revision(&mut self, seen: &Tree) -> Result<(), String> {
+        let at = self.trees.iter().position(|tree| **tree == *seen);
+        let at = at.ok_or_else(|| format!("shows {seen:#?}\nand not one of {:#?}", self.trees))?;
+        self.trees.drain(..at);
+        Ok(())
+    }
+
+    /// Each path is whole, or absent; if nothing changes, all are there.
+    fn see_files(&self, seen: &Tree) -> Result<(), String> {
+        if let [only] = &self.trees[..]
+            && **only != *seen
+        {
+            return Err(format!("shows {seen:#?}\nand not {only:#?}"));
+        }
+        for (path, node) in seen {
+            if !self.trees.iter().any(|tree| tree.get(path) == Some(node)) {
+                let known: Vec<_> = self.trees.iter().map(|tree| tree.get(path)).collect();
+                return Err(format!("shows {node:?} at {path:?} and not one of {known:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The paths that must be files at every moment.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = &String> {
+        let is_file =
+            |tree: &Arc<Tree>, path: &String| matches!(tree.get(path), Some(Node::File(_)));
+        let first = self.trees.first().into_iter().flat_map(|tree| tree.keys());
+        first.filter(move |path| self.trees.iter().all(|tree| is_file(tree, path)))
+    }
+}
+
+/// The names at the top of a volume, without those that are ours.
+pub(crate) fn top_names(target: &Path) -> io::Result<Vec<String>> {
+    let names = std::fs::read_dir(target)?.map(|entry| Ok(entry?.file_name()));
+    let names: io::Result<Vec<_>> = names.collect();
+    let mut names: Vec<String> =
+        names?.into_iter().map(|name| name.into_string().expect("a UTF-8 name")).collect();
+    names.retain(|name| !name.starts_with(".."));
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The numbers of all revisions of a volume, and of the one that is shown.
+pub(crate) fn revisions(target: &Path) -> io::Result<(Vec<u64>, u64)> {
+    let shown = std::fs::read_link(target.join("..data"))?;
+    let number = |name: &str| name.strip_prefix("..").and_then(|number| number.parse().ok());
+    let shown = shown.to_str().and_then(number).expect("..data leads to a revision");
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(target)? {
+        let name = entry?.file_name().into_string().expect("a UTF-8 name");
+        if name.starts_with("..") && name != "..data" {
+            all.push(number(&name).ok_or_else(|| io::Error::other(format!("{name} is left")))?);
+        }
+    }
+    all.sort_unstable();
+    Ok((all, shown))
+}
