@@ -26,8 +26,8 @@ use serde_saphyr::{DuplicateKeyPolicy, UserMessageFormatter};
 use thiserror::Error;
 use url::Url;
 
-pub use self::urls::{UrlPattern, UrlPatternError};
-use self::{reader::Section, urls::is_aws};
+use self::reader::Section;
+pub use self::urls::{UrlPattern, UrlPatternError, is_aws};
 use crate::{failure::FailureKind, problems::Problems, units::ByteSize};
 
 /// The region of an endpoint that names none; what S3 itself assumes.
@@ -105,22 +105,29 @@ impl EndpointConfig {
     /// pod, and must not choose a host outside AWS.
     #[expect(clippy::missing_panics_doc, reason = "the default region always makes a URL")]
     pub fn aws(region: &str) -> Self {
-        let url = [region, DEFAULT_REGION].into_iter().find_map(aws_url);
+        let url = [region, DEFAULT_REGION].into_iter().find_map(|region| aws_url("s3", region));
         Self::for_url(url.expect("the default region makes a URL"), region)
     }
 }
 
-fn aws_url(region: &str) -> Option<Url> {
+/// The token service of AWS in `region`; of `us-east-1` if the region makes no host name.
+#[expect(clippy::missing_panics_doc, reason = "the default region always makes a URL")]
+pub fn sts_of_aws(region: &str) -> Url {
+    let url = [region, DEFAULT_REGION].into_iter().find_map(|region| aws_url("sts", region));
+    url.expect("the default region makes a URL")
+}
+
+fn aws_url(service: &str, region: &str) -> Option<Url> {
     let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
     let label = region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    let url = Url::parse(&format!("https://s3.{region}.amazonaws.com{suffix}"));
+    let url = Url::parse(&format!("https://{service}.{region}.amazonaws.com{suffix}"));
     url.ok().filter(|_| label && !region.is_empty())
 }
 
 /// The exchange of tokens for credentials (`AssumeRoleWithWebIdentity`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StsConfig {
-    /// The token service; `None` means the one of AWS.
+    /// The token service; `None` means the one of AWS, or at other endpoints the endpoint itself.
     pub url: Option<Url>,
     /// The role of volumes that name none.
     pub role_arn: Option<String>,
@@ -371,9 +378,7 @@ impl Config {
         [
             ("keeper", self.keeper != default.keeper),
             ("fuse", self.fuse != default.fuse),
-            ("trust.contextTokens", self.trust.context_tokens),
             ("limits.namespace", self.limits.namespace != default.limits.namespace),
-            ("policy.driverCredentials", !self.policy.driver_credentials.is_empty()),
         ]
         .into_iter()
         .filter_map(|(name, set)| set.then_some(name))

@@ -5,6 +5,7 @@
 //! Nothing is mounted while nobody waits, so a call that answered with an error left no mount.
 
 mod error;
+mod identity;
 mod pace;
 mod preparation;
 mod publish;
@@ -31,7 +32,7 @@ use std::{
 
 use prometheus::IntGaugeVec;
 use tokio::time::Instant;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 pub use self::{
     error::NodeError,
@@ -55,7 +56,7 @@ use crate::{
     task::{Tasks, blocking},
     telemetry::metrics::Metrics,
     view::linkfarm::{self, LinkFarm},
-    volume::{ViewKind, VolumeSecrets},
+    volume::{TOKENS_KEY, ViewKind, VolumeSecrets},
 };
 
 /// A request to publish, as the kubelet sent it.
@@ -87,29 +88,40 @@ impl fmt::Debug for PublishRequest {
 }
 
 /// The secrets of a request on their way to the parser; zeroised if they never get there.
-pub struct VolumeSecretsInput(HashMap<String, String>);
+pub struct VolumeSecretsInput {
+    secrets: HashMap<String, String>,
+    /// Service account tokens that came in the volume context.
+    context_tokens: Option<Zeroizing<String>>,
+}
 
 impl VolumeSecretsInput {
     /// Takes over a request's map.
     pub fn new(secrets: HashMap<String, String>) -> Self {
-        Self(secrets)
+        Self { secrets, context_tokens: None }
     }
 
-    /// Parses them; see [`VolumeSecrets::parse`], which zeroises what it does not keep.
-    fn parse(mut self) -> Result<VolumeSecrets, Problems> {
-        VolumeSecrets::parse(std::mem::take(&mut self.0))
+    /// Takes the tokens out of a volume context: they are secrets as well.
+    fn with_tokens_of(mut self, attributes: &mut BTreeMap<String, String>) -> Self {
+        self.context_tokens = attributes.remove(TOKENS_KEY).map(Zeroizing::new);
+        self
+    }
+
+    /// Parses the secrets; see [`VolumeSecrets::parse`], which zeroises what it does not keep.
+    fn parse(mut self) -> (Result<VolumeSecrets, Problems>, Option<Zeroizing<String>>) {
+        let secrets = VolumeSecrets::parse(std::mem::take(&mut self.secrets));
+        (secrets, self.context_tokens.take())
     }
 }
 
 impl Drop for VolumeSecretsInput {
     fn drop(&mut self) {
-        self.0.values_mut().for_each(Zeroize::zeroize);
+        self.secrets.values_mut().for_each(Zeroize::zeroize);
     }
 }
 
 impl fmt::Debug for VolumeSecretsInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VolumeSecretsInput({} keys)", self.0.len())
+        write!(f, "VolumeSecretsInput({} keys)", self.secrets.len())
     }
 }
 

@@ -31,14 +31,56 @@ impl Principal {
         secret_access_key: &str,
         session_token: Option<&str>,
     ) -> Self {
+        let parts = [access_key_id, secret_access_key];
+        Self::digest("credential", endpoint, parts.map(Some).into_iter().chain([session_token]))
+    }
+
+    /// The subject of tokens that a token service exchanges for credentials of `role`.
+    ///
+    /// The audience counts as well: a service may give rights by it.
+    pub fn web_identity(endpoint: &EndpointId, exchange: &WebIdentity<'_>) -> Self {
+        let WebIdentity { sts, role_arn, audience, subject } = *exchange;
+        let parts = [Some(sts), role_arn, Some(audience), Some(subject)];
+        Self::digest("web identity", endpoint, parts)
+    }
+
+    /// The driver itself, whoever's volume it is for.
+    pub fn driver(endpoint: &EndpointId) -> Self {
+        Self::digest("driver", endpoint, [])
+    }
+
+    /// Nobody in particular: requests are not signed.
+    pub fn anonymous(endpoint: &EndpointId) -> Self {
+        Self::digest("anonymous", endpoint, [])
+    }
+
+    /// The kind goes first, so that no credential can be written that is the principal of another
+    /// kind.
+    fn digest<'a>(
+        kind: &'a str,
+        endpoint: &'a EndpointId,
+        parts: impl IntoIterator<Item = Option<&'a str>>,
+    ) -> Self {
         let mut digest = Sha256::new();
-        let parts = [endpoint.as_str(), access_key_id, secret_access_key];
-        for part in parts.into_iter().chain(session_token) {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
+        for part in [Some(kind), Some(endpoint.as_str())].into_iter().chain(parts) {
+            digest.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            digest.update(part.unwrap_or_default());
         }
         Self(digest.finalize().into())
     }
+}
+
+/// What a token is exchanged with, and what it says.
+#[derive(Debug, Clone, Copy)]
+pub struct WebIdentity<'a> {
+    /// The URL of the token service.
+    pub sts: &'a str,
+    /// The role that is asked for.
+    pub role_arn: Option<&'a str>,
+    /// Whom the token is for.
+    pub audience: &'a str,
+    /// Whom the token speaks of.
+    pub subject: &'a str,
 }
 
 /// A secret of the node, with which identities are written to disk: nobody who has the disk alone
@@ -158,6 +200,43 @@ mod tests {
             Principal::credential(&here, "a", "bc", None),
             Principal::credential(&here, "ab", "c", None)
         );
+    }
+
+    #[test]
+    fn a_principal_of_a_token_is_its_subject_at_a_service() {
+        let here = EndpointId::new("http://a", None);
+        let one = WebIdentity { sts: "http://s", role_arn: None, audience: "a", subject: "me" };
+        let all = [
+            one,
+            WebIdentity { sts: "http://t", ..one },
+            WebIdentity { role_arn: Some("arn"), ..one },
+            WebIdentity { role_arn: Some(""), ..one },
+            WebIdentity { audience: "b", ..one },
+            WebIdentity { subject: "you", ..one },
+        ];
+        let of = |exchange| Principal::web_identity(&here, exchange);
+        for (index, other) in all.iter().enumerate().skip(1) {
+            assert_ne!(of(&one), of(other), "{index}");
+        }
+        assert_eq!(of(&one), of(&one));
+        assert_ne!(of(&one), Principal::web_identity(&EndpointId::new("http://b", None), &one));
+    }
+
+    #[test]
+    fn no_credential_is_a_principal_of_another_kind() {
+        let here = EndpointId::new("http://a", None);
+        let exchange =
+            WebIdentity { sts: "http://s", role_arn: Some("arn"), audience: "a", subject: "me" };
+        let all = [
+            Principal::web_identity(&here, &exchange),
+            Principal::credential(&here, "http://s", "arn", Some("a")),
+            Principal::credential(&here, "", "", None),
+            Principal::driver(&here),
+            Principal::anonymous(&here),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(all[index + 1..].iter().all(|other| one != other), "{index}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a publish request asks for, in types that cannot be wrong.
 //!
 //! The kubelet hands over three maps of text: attributes, reserved keys among them, and secrets.
-//! Each is parsed once, here, into [`VolumeSpec`], [`PodInfo`] and [`VolumeSecrets`]; nothing
-//! further in looks at the text again. A parser never stops at the first mistake: a user who reads
+//! Each is parsed once, here, into [`VolumeSpec`], [`PodInfo`], [`VolumeSecrets`] and
+//! [`ServiceTokens`]; nothing further in looks at the text again. A parser never stops at the first mistake: a user who reads
 //! `kubectl describe pod` should learn of all of them at once.
 //!
 //! What the user wrote is kept beside it as [`PublishArguments`], because "the same request again"
@@ -14,6 +14,8 @@ mod parse;
 mod pod;
 mod secrets;
 mod sources;
+mod tenant;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,14 +27,15 @@ use url::Url;
 
 pub use self::{
     arguments::PublishArguments,
-    attributes::{ATTRIBUTES, SpecContext, check_defaults},
-    parse::check_authentication,
+    attributes::{ATTRIBUTES, Brings, SpecContext, check_defaults},
     pod::PodInfo,
     secrets::{AccessKeys, SECRET_KEYS, SseCustomerKey, VolumeSecrets},
     sources::SOURCE_KEYS,
+    tenant::{Tenant, check_driver_credentials},
+    tokens::{ServiceToken, ServiceTokens, TOKENS_KEY},
 };
 use crate::{
-    config::AuthenticationKind,
+    config::{AuthenticationKind, Config, EndpointConfig},
     failure::FailureKind,
     glob::Filter,
     object::{Bucket, Key, Prefix},
@@ -54,8 +57,8 @@ pub struct VolumeSpec {
     pub endpoint: EndpointChoice,
     /// The region to sign for, where it is not the endpoint's.
     pub region: Option<String>,
-    /// Where the credentials come from; `None` leaves it to what the request brings.
-    pub authentication: Option<AuthenticationKind>,
+    /// Where the credentials come from: what the attribute says, or else what the request brings.
+    pub authentication: AuthenticationKind,
     /// The role that the pod's token is exchanged for.
     pub role: Role,
     /// How often the sources are resolved again.
@@ -155,6 +158,18 @@ pub enum EndpointChoice {
     Named(String),
     /// One that the policy allows: scheme, host and port only.
     Url(Url),
+}
+
+impl EndpointChoice {
+    /// The configured endpoint that is chosen; `None` for a URL, and for AWS without configuration.
+    pub fn configured<'a>(&self, config: &'a Config) -> Option<&'a EndpointConfig> {
+        let name = match self {
+            Self::Default => config.default_endpoint_name()?,
+            Self::Named(name) => name,
+            Self::Url(_) => return None,
+        };
+        config.endpoints.get(name)
+    }
 }
 
 /// Which role a pod's token is exchanged for; `None` is the endpoint's setting.

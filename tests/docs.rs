@@ -17,7 +17,7 @@ use std::{
 
 use s3view::{
     config::Config,
-    volume::{SpecContext, VolumeSpec},
+    volume::{Brings, SpecContext, VolumeSpec},
 };
 
 #[test]
@@ -72,6 +72,7 @@ fn the_inline_volume_is_a_good_one() {
         config: &Config::default(),
         namespace: None,
         mount_group: None,
+        brings: Some(Brings { access_key: true, token: false }),
         now: SystemTime::now(),
     };
     VolumeSpec::parse(&attributes, &context).unwrap();

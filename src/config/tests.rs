@@ -173,6 +173,13 @@ fn a_region_never_leads_away_from_aws(region: &str, url: &str) {
     assert_eq!(EndpointConfig::aws(region).url.as_str(), url);
 }
 
+#[test_case("eu-west-1", "https://sts.eu-west-1.amazonaws.com/"; "a region")]
+#[test_case("cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn/"; "china")]
+#[test_case("evil.org/", "https://sts.us-east-1.amazonaws.com/"; "a path")]
+fn the_token_service_of_aws_is_regional(region: &str, url: &str) {
+    assert_eq!(sts_of_aws(region).as_str(), url);
+}
+
 #[test]
 fn defaults_are_text_for_all_and_by_namespace() {
     let config = parse(

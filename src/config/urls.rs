@@ -22,7 +22,7 @@ pub(super) fn service_url(text: &str) -> Result<Url, String> {
 }
 
 /// Whether the host belongs to AWS, which addresses buckets by host name.
-pub(super) fn is_aws(url: &Url) -> bool {
+pub fn is_aws(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     ["amazonaws.com", "amazonaws.com.cn"].iter().any(|domain| {
         host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
+    identity::Brought,
     preparation::{Fallback, Plan, Preparation, Prepared},
     published::Published,
     registry::{Entry, Phase, Shape, VolumeKey},
@@ -14,21 +15,14 @@ use super::{
     volumes::{Begun, State},
 };
 use crate::{
-    config::{AuthenticationKind, Config},
+    config::Config,
     mount::{self, SwapPolicy, TargetPath},
     problems::Problems,
-    source::{
-        SourceError,
-        s3::{S3Access, S3Source},
-    },
     store::Medium,
     task::blocking,
     units::Refresh,
     view::linkfarm::LinkFarm,
-    volume::{
-        PodInfo, PublishArguments, SpecContext, SpecError, ViewKind, VolumeSecrets, VolumeSpec,
-        check_authentication,
-    },
+    volume::{PublishArguments, SpecContext, SpecError, ViewKind, VolumeSpec},
 };
 
 /// A target path and what is asked for there.
@@ -58,8 +52,9 @@ impl Node {
     /// # Cancellation
     /// The work goes on in the background; a later call joins it.
     pub async fn publish(&self, request: PublishRequest) -> Result<(), NodeError> {
-        let PublishRequest { volume_id, target, attributes, mount_group, secrets, deadline } =
+        let PublishRequest { volume_id, target, mut attributes, mount_group, secrets, deadline } =
             request;
+        let secrets = secrets.with_tokens_of(&mut attributes);
         let target = TargetPath::parse(&target, &self.0.kubelet)?;
         let key = VolumeKey::of(target.as_path());
         let arguments = PublishArguments::new(volume_id, &attributes, mount_group);
@@ -161,11 +156,9 @@ impl Node {
         secrets: VolumeSecretsInput,
     ) -> Result<Plan, NodeError> {
         let context = &*self.0;
-        let pod = PodInfo::of(attributes);
-        let spec = self.spec(place, attributes, &pod);
-        let (spec, secrets) = both(spec, secrets.parse())?;
-        // The only kind that this release has; the policy may still forbid it.
-        check_authentication(AuthenticationKind::Secret, &context.config.policy)?;
+        let brought = Brought::parse(attributes, secrets, &context.config);
+        let spec = self.spec(place, attributes, brought.as_ref().ok());
+        let (spec, brought) = both(spec, brought)?;
         let medium = match spec.view {
             ViewKind::Tmpfs => Medium::Memory,
             ViewKind::Disk | ViewKind::Fuse => Medium::Disk,
@@ -173,14 +166,15 @@ impl Node {
         if medium == Medium::Memory {
             mount::check_swap(context.no_swap, swap_policy(&context.config))?;
         }
-        let source = self.source(&spec, &secrets, &pod)?;
+        let source = context.source(&spec, &brought)?;
         let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
         let shape = Shape { layout: spec.layout, ownership: spec.ownership };
         let entry = Entry::publishing(target, place.arguments.clone(), spec.view, medium);
         let farm = LinkFarm::new(directory, spec.layout, spec.ownership);
-        let recipe = Recipe { spec: Arc::new(spec), source, store, farm, shape };
+        let tenant = brought.tenant;
+        let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, farm, shape };
         Ok(Plan { entry: entry.shaped(shape), recipe: Arc::new(recipe) })
     }
 
@@ -189,30 +183,17 @@ impl Node {
         &self,
         place: &Place,
         attributes: &BTreeMap<String, String>,
-        pod: &PodInfo,
+        brought: Option<&Brought>,
     ) -> Result<VolumeSpec, SpecError> {
-        let config = &self.0.config;
-        let namespace = pod.namespace.as_deref().filter(|_| config.trust.pod_info);
-        let mount_group = place.arguments.mount_group();
-        let context = SpecContext { config, namespace, mount_group, now: SystemTime::now() };
+        let tenant = brought.and_then(|brought| brought.tenant.as_ref());
+        let context = SpecContext {
+            config: &self.0.config,
+            namespace: tenant.map(|tenant| tenant.namespace.as_str()),
+            mount_group: place.arguments.mount_group(),
+            brings: brought.map(Brought::brings),
+            now: SystemTime::now(),
+        };
         VolumeSpec::parse(attributes, &context)
-    }
-
-    /// Opens the way to S3.
-    pub(super) fn source(
-        &self,
-        spec: &VolumeSpec,
-        secrets: &VolumeSecrets,
-        pod: &PodInfo,
-    ) -> Result<S3Source, SourceError> {
-        self.0.clients.open(&S3Access {
-            endpoint: &spec.endpoint,
-            region: spec.region.as_deref(),
-            secrets,
-            pod: pod.name_for_user_agent(),
-            bucket_owner: spec.expected_bucket_owner.as_deref(),
-            request_payer: spec.request_payer,
-        })
     }
 
     /// Mounts a finished revision. Runs to its end even if the call is dropped meanwhile.
@@ -409,10 +390,10 @@ fn same(known: &PublishArguments, asked: &PublishArguments) -> Result<(), NodeEr
 /// Both results, or the problems of both.
 fn both(
     spec: Result<VolumeSpec, SpecError>,
-    secrets: Result<VolumeSecrets, Problems>,
-) -> Result<(VolumeSpec, VolumeSecrets), NodeError> {
-    match (spec, secrets) {
-        (Ok(spec), Ok(secrets)) => Ok((spec, secrets)),
+    brought: Result<Brought, Problems>,
+) -> Result<(VolumeSpec, Brought), NodeError> {
+    match (spec, brought) {
+        (Ok(spec), Ok(brought)) => Ok((spec, brought)),
         (Err(SpecError::Invalid(mut problems)), Err(more)) => {
             problems.extend(more);
             Err(problems.into())

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Node, VolumeSecretsInput,
+    identity::Brought,
     publish::Place,
     published::{self, Published},
     registry::Shape,
@@ -19,8 +20,15 @@ use crate::{
     source::s3::S3Source,
     units::Refresh,
     view::linkfarm::LinkFarm,
-    volume::{PodInfo, VolumeSecrets, VolumeSpec},
+    volume::{Tenant, VolumeSpec},
 };
+
+/// What a republish asks for.
+struct Asked {
+    spec: Arc<VolumeSpec>,
+    tenant: Option<Tenant>,
+    source: S3Source,
+}
 
 impl Node {
     /// Takes in what a republish brings.
@@ -45,29 +53,25 @@ impl Node {
         attributes: &BTreeMap<String, String>,
         secrets: VolumeSecretsInput,
     ) -> Result<Recipe, String> {
-        let secrets = usable(secrets)?;
-        let pod = PodInfo::of(attributes);
+        let unusable =
+            |why: String| format!("what the last republish brought cannot be used: {why}");
+        let brought = Brought::parse(attributes, secrets, &self.0.config);
+        let brought = brought.map_err(|problems| unusable(problems.to_string()))?;
         // A volume that works goes on as it is; after a restart its attributes are read again.
         let spec = match published.recipe() {
             Some(known) => Arc::clone(&known.spec),
-            None => Arc::new(self.spec(place, attributes, &pod).map_err(|error| {
+            None => Arc::new(self.spec(place, attributes, Some(&brought)).map_err(|error| {
                 let why = full_message(&error);
                 format!("it is not refreshed, because its attributes are refused now: {why}")
             })?),
         };
-        let source = self.source(&spec, &secrets, &pod).map_err(|error| {
-            format!("the last republish's Secret cannot be used: {}", full_message(&error))
-        })?;
-        Ok(self.recipe(place, published, spec, source))
+        let source = self.0.source(&spec, &brought);
+        let source = source.map_err(|error| unusable(full_message(&error)))?;
+        Ok(self.recipe(place, published, Asked { spec, tenant: brought.tenant, source }))
     }
 
-    fn recipe(
-        &self,
-        place: &Place,
-        published: &Published,
-        spec: Arc<VolumeSpec>,
-        source: S3Source,
-    ) -> Recipe {
+    fn recipe(&self, place: &Place, published: &Published, asked: Asked) -> Recipe {
+        let Asked { spec, tenant, source } = asked;
         let store = self.0.stores.get(published.medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         // A volume whose record was lost stands as it stands.
@@ -76,7 +80,7 @@ impl Node {
             ownership: spec.ownership,
         });
         let farm = LinkFarm::new(directory, shape.layout, shape.ownership);
-        Recipe { spec, source, store, farm, shape }
+        Recipe { spec, tenant, source, store, farm, shape }
     }
 
     /// Refreshes with the recipe's credentials, if they are not the ones that the volume uses.
@@ -103,14 +107,5 @@ impl Node {
             // It asks S3 nothing any more, so there is nothing to try.
             published.hold(&recipe);
         }
-    }
-}
-
-/// The secrets, if they hold an access key; else what is wrong with them.
-fn usable(secrets: VolumeSecretsInput) -> Result<VolumeSecrets, String> {
-    match secrets.parse() {
-        Ok(secrets) if secrets.keys.is_some() => Ok(secrets),
-        Ok(_) => Err("the last republish brought no access key".to_owned()),
-        Err(problems) => Err(format!("the last republish's Secret cannot be used: {problems}")),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     task::blocking,
     units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
-    volume::VolumeSpec,
+    volume::{Tenant, VolumeSpec},
 };
 
 /// How often a listing is made again because an object changed under it.
@@ -30,6 +30,8 @@ pub(super) const RELISTS: u32 = 5;
 #[derive(Debug, Clone)]
 pub(super) struct Recipe {
     pub(super) spec: Arc<VolumeSpec>,
+    /// Whose pod it is for, if that is certain.
+    pub(super) tenant: Option<Tenant>,
     /// The way to S3, credentials included.
     pub(super) source: S3Source,
     pub(super) store: Store,

@@ -11,10 +11,14 @@
 
 mod agent;
 mod body;
+mod chain;
 mod clients;
+mod endpoint;
 mod error;
 mod guard;
 mod page;
+mod sts;
+mod temporary;
 mod versions;
 
 use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
@@ -25,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
     body::{Body, Checksum, ChecksumAlgorithm},
-    clients::{S3Access, S3Clients},
+    clients::{Identity, S3Access, S3Clients},
     versions::{HistoryOf, Versioning},
 };
 use self::{
@@ -137,7 +141,7 @@ impl S3Source {
         prefix: &Prefix,
         token: Option<String>,
     ) -> Result<page::Page, SourceError> {
-        let _permit = self.permit("ListObjectsV2").await;
+        let _permit = self.permit("ListObjectsV2").await?;
         let request = self
             .client
             .sdk()
@@ -182,7 +186,7 @@ impl S3Source {
         version_id: Option<&Arc<str>>,
     ) -> Result<Head, SourceError> {
         let what = self.what(bucket, key, version_id);
-        let permit = self.permit("HeadObject").await;
+        let permit = self.permit("HeadObject").await?;
         let mut request = self
             .client
             .sdk()
@@ -221,7 +225,7 @@ impl S3Source {
         version_id: Option<&Arc<str>>,
     ) -> Option<SourceError> {
         let what = self.what(bucket, key, version_id);
-        let _permit = self.permit("GetObject").await;
+        let _permit = self.permit("GetObject").await.ok()?;
         let request = self.get_request(bucket, key, version_id).range("bytes=0-0");
         let answer = self.named(request.send()).await;
         let asked = Asked::of(version_id);
@@ -247,7 +251,7 @@ impl S3Source {
     ) -> Result<Body, SourceError> {
         let version = &object.version;
         let what = self.what(&version.bucket, &version.key, object.version_id.as_ref());
-        let permit = self.permit("GetObject").await;
+        let permit = self.permit("GetObject").await?;
         let request = self
             .get_request(&version.bucket, &version.key, object.version_id.as_ref())
             .if_match(version.etag.quoted())
@@ -339,10 +343,13 @@ impl S3Source {
             .with_jitter()
     }
 
-    async fn permit(&self, operation: &'static str) -> OwnedSemaphorePermit {
+    /// Waits until a request may be sent, and can be signed.
+    async fn permit(&self, operation: &'static str) -> Result<OwnedSemaphorePermit, SourceError> {
+        // First, so that nobody holds a permit while a token service makes up its mind.
+        self.client.ready().await?;
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         self.metrics.s3_requests.with_label_values(&[operation]).inc();
-        permit.expect("the request bound is never closed")
+        Ok(permit.expect("the request bound is never closed"))
     }
 
     fn counted<T>(
@@ -350,8 +357,9 @@ impl S3Source {
         operation: &'static str,
         outcome: Result<T, SourceError>,
     ) -> Result<T, SourceError> {
-        outcome.inspect_err(|error| {
+        outcome.map_err(|error| {
             self.metrics.s3_errors.with_label_values(&[operation, error.kind().as_str()]).inc();
+            self.client.judge(error)
         })
     }
 

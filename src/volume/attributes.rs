@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Display, time::SystemTime};
 
 use super::{SOURCE_KEYS, SpecError};
 use crate::{
-    config::{Config, Defaults},
+    config::{AuthenticationKind, Config, Defaults, Policy},
     problems::Problems,
 };
 
@@ -61,24 +61,11 @@ struct NotYet {
 
 /// What this release refuses because it cannot do it. Each issue that adds such a thing removes
 /// its lines.
-const NOT_YET: [NotYet; 5] = [
-    NotYet {
-        attribute: "view",
-        applies: |value| value == "fuse",
-        text: "the FUSE view comes with a later one; write \"tmpfs\" or \"disk\"",
-    },
-    NotYet {
-        attribute: "authentication",
-        applies: |value| matches!(value, "pod" | "driver" | "anonymous"),
-        text: "it comes with a later one; write \"secret\" and name a Secret with keys",
-    },
-    NotYet { attribute: "roleArn", applies: |_| true, text: ROLES_LATER },
-    NotYet { attribute: "stsEndpoint", applies: |_| true, text: ROLES_LATER },
-    NotYet { attribute: "audience", applies: |_| true, text: ROLES_LATER },
-];
-
-const ROLES_LATER: &str =
-    "roles for service account tokens come with a later one; name a Secret with keys";
+const NOT_YET: [NotYet; 1] = [NotYet {
+    attribute: "view",
+    applies: |value| value == "fuse",
+    text: "the FUSE view comes with a later one; write \"tmpfs\" or \"disk\"",
+}];
 
 /// What a specification depends on besides the attributes.
 #[derive(Debug)]
@@ -89,8 +76,35 @@ pub struct SpecContext<'a> {
     pub namespace: Option<&'a str>,
     /// The pod's fsGroup as the request has it.
     pub mount_group: Option<&'a str>,
+    /// What the request brings; `None` if that cannot be told, which is a problem of its own.
+    pub brings: Option<Brings>,
     /// The time of the request.
     pub now: SystemTime,
+}
+
+/// What a request brings that S3 could be asked with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Brings {
+    /// Its Secret holds an access key.
+    pub access_key: bool,
+    /// It holds a service account token that may be used.
+    pub token: bool,
+}
+
+impl Brings {
+    /// The kind of authentication of a volume that names none. With nothing to go by, the driver's
+    /// own credentials are meant; where these are not allowed, what is allowed is missing.
+    pub(super) fn authentication(self, policy: &Policy) -> AuthenticationKind {
+        use AuthenticationKind::{Driver, Pod, Secret};
+        match self {
+            Self { access_key: true, .. } => Secret,
+            Self { token: true, .. } => Pod,
+            Self { .. } => {
+                let allowed = |kind: &AuthenticationKind| policy.authentication.contains(kind);
+                [Driver, Secret, Pod].into_iter().find(allowed).unwrap_or(Driver)
+            }
+        }
+    }
 }
 
 /// Whether a key of a volume context belongs to Kubernetes and not to the user.

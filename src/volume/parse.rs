@@ -42,37 +42,20 @@ impl VolumeSpec {
     }
 }
 
-/// Refuses a kind of authentication that the policy does not list.
-///
-/// [`VolumeSpec::parse`] asks this for the attribute; whoever chooses a kind for a volume that
-/// names none must ask too.
-///
-/// # Errors
-/// [`SpecError::Denied`], naming the policy's key.
-pub fn check_authentication(kind: AuthenticationKind, policy: &Policy) -> Result<(), SpecError> {
-    if policy.authentication.contains(&kind) {
-        return Ok(());
-    }
-    let allowed: Vec<_> = policy.authentication.iter().map(|kind| kind.as_str()).collect();
-    Err(SpecError::Denied(format!(
-        "\"{kind}\" is not allowed by policy.authentication [{}] in the driver's configuration",
-        allowed.join(", ")
-    )))
-}
-
 fn read(reader: &mut Reader<'_>, context: &SpecContext<'_>) -> VolumeSpec {
     let config = context.config;
     let view = reader.get("view", choice(&ViewKind::ALL, |view| view.as_str()));
     let view = view.unwrap_or(ViewKind::Tmpfs);
     refuse_by_view(reader, view);
     let as_of = as_of(reader, context.now);
+    let authentication = authentication(reader, context);
     VolumeSpec {
         sources: sources::read(reader),
         view,
         layout: reader.get("layout", layout).unwrap_or(Layout::Symlinks),
         endpoint: endpoint(reader, config),
         region: reader.get("region", region),
-        authentication: authentication(reader, &config.policy),
+        authentication,
         role: role(reader, &config.policy),
         refresh: refresh(reader, config.limits.min_refresh),
         settle: reader.get("settle", parse_duration).unwrap_or_default(),
@@ -279,13 +262,35 @@ fn service_url(text: &str) -> Result<Url, String> {
     })
 }
 
-fn authentication(reader: &mut Reader<'_>, policy: &Policy) -> Option<AuthenticationKind> {
-    let parse = choice(&AuthenticationKind::ALL, |kind| kind.as_str());
-    let kind = reader.get("authentication", parse)?;
-    if let Err(denied) = check_authentication(kind, policy) {
-        reader.deny("authentication", denied.to_string());
+/// Reads where the credentials come from; comes before what applies to one kind only.
+fn authentication(reader: &mut Reader<'_>, context: &SpecContext<'_>) -> AuthenticationKind {
+    let policy = &context.config.policy;
+    let named =
+        reader.get("authentication", choice(&AuthenticationKind::ALL, |kind| kind.as_str()));
+    let brought = || context.brings.map(|brings| brings.authentication(policy));
+    // What cannot be told is a problem already, and must not bring others.
+    let Some(kind) = named.or_else(brought) else { return AuthenticationKind::Secret };
+    if !policy.authentication.contains(&kind) {
+        let allowed: Vec<_> = policy.authentication.iter().map(|kind| kind.as_str()).collect();
+        let key = "policy.authentication";
+        let text = format!(
+            "\"{kind}\" is not allowed by {key} [{}] in the driver's configuration",
+            allowed.join(", ")
+        );
+        reader.deny("authentication", text);
     }
-    Some(kind)
+    if kind != AuthenticationKind::Pod {
+        let why = match named {
+            Some(kind) => format!("not to {:?}", kind.as_str()),
+            None if context.brings.is_some_and(|brings| brings.access_key) => {
+                "and the Secret's access key is used unless authentication says so".to_owned()
+            }
+            None => "and no service account token came with the request".to_owned(),
+        };
+        let text = format!("applies to authentication \"pod\" only, {why}");
+        reader.refuse(&["roleArn", "stsEndpoint", "audience"], &text);
+    }
+    kind
 }
 
 /// A parser of one word out of `words`, with "did you mean" for near misses.

@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::tokens::{ServiceTokens, TOKENS_KEY};
 use crate::{object::SseKeyDigest, problems::Problems};
 
 const ACCESS_KEY_ID: [&str; 4] = ["AWS_ACCESS_KEY_ID", "accessKeyID", "access_key", "accesskey"];
@@ -36,6 +37,8 @@ pub struct VolumeSecrets {
     pub sse_customer_key: Option<SseCustomerKey>,
     /// PEM certificates that vouch for the endpoint.
     pub ca_bundle: Option<String>,
+    /// The pod's tokens, if the kubelet puts them among the secrets.
+    pub tokens: Option<ServiceTokens>,
 }
 
 /// A static or temporary credential.
@@ -122,7 +125,8 @@ impl VolumeSecrets {
         let keys = reader.keys();
         let sse_customer_key = reader.sse_customer_key();
         let ca_bundle = reader.ca_bundle();
-        reader.problems.into_result(Self { keys, sse_customer_key, ca_bundle })
+        let tokens = reader.tokens();
+        reader.problems.into_result(Self { keys, sse_customer_key, ca_bundle, tokens })
     }
 }
 
@@ -191,6 +195,12 @@ impl Reader {
             problem(problems, found.name, rule);
         }
         Some(found.value.to_owned())
+    }
+
+    fn tokens(&mut self) -> Option<ServiceTokens> {
+        let Self { values, problems } = self;
+        let tokens = ServiceTokens::parse(values.get(TOKENS_KEY)?);
+        tokens.map_err(|text| problem(problems, TOKENS_KEY, text)).ok()?
     }
 }
 

@@ -34,9 +34,14 @@ struct Request<'a> {
     config: &'a str,
     namespace: Option<&'a str>,
     mount_group: Option<&'a str>,
+    brings: Option<Brings>,
 }
 
-const PLAIN: Request<'static> = Request { config: CONFIG, namespace: None, mount_group: None };
+/// What a Secret with keys brings.
+const KEYS: Brings = Brings { access_key: true, token: false };
+
+const PLAIN: Request<'static> =
+    Request { config: CONFIG, namespace: None, mount_group: None, brings: Some(KEYS) };
 
 impl Request<'_> {
     fn parse(&self, attributes: &[(&str, &str)]) -> Result<VolumeSpec, SpecError> {
@@ -44,6 +49,7 @@ impl Request<'_> {
             config: &Config::parse(self.config).unwrap(),
             namespace: self.namespace,
             mount_group: self.mount_group,
+            brings: self.brings,
             now: now(),
         };
         VolumeSpec::parse(&map(attributes), &context)
@@ -93,7 +99,7 @@ fn the_inline_volume_that_replaces_an_init_container() {
         layout: Layout::Symlinks,
         endpoint: EndpointChoice::Default,
         region: None,
-        authentication: None,
+        authentication: AuthenticationKind::Secret,
         role: Role::default(),
         refresh: Refresh::Every(Duration::from_mins(1)),
         settle: Duration::ZERO,
@@ -155,14 +161,11 @@ fn good_values_are_taken(name: &str, value: &str) {
 #[test_case("endpoint", "https://a.allowed.com?b", "must be only http(s), host and port"; "query")]
 #[test_case("region", "eu/1", "must be letters, digits"; "region")]
 #[test_case("authentication", "secrets", "did you mean \"secret\"?"; "authentication")]
-#[test_case("authentication", "pod", "\"pod\" is not available in this release: "; "pod")]
-#[test_case("authentication", "driver", "is not available in this release: "; "driver")]
-#[test_case("authentication", "anonymous", "is not available in this release: "; "anonymous")]
 #[test_case("roleArn", "reader", "must be a role, such as"; "role")]
-#[test_case("roleArn", "arn:aws:iam::1:role/r", "is not available in this release: "; "role later")]
+#[test_case("roleArn", "arn:aws:iam::1:role/r", "and the Secret's access key is used"; "role beside keys")]
 #[test_case("stsEndpoint", "minio", "must be only http(s), host and port"; "sts endpoint")]
 #[test_case("stsEndpoint", "https://a.b", "policy.endpointUrls"; "sts endpoint policy")]
-#[test_case("audience", "x", "is not available in this release: "; "audience")]
+#[test_case("audience", "x", "applies to authentication \"pod\" only"; "audience beside keys")]
 #[test_case("refresh", "60", "write \"never\" or a duration above zero"; "refresh")]
 #[test_case("refresh", "500ms", "must be at least 1s (limits.minRefresh)"; "short refresh")]
 #[test_case("settle", "soon", "is not a duration"; "settle")]
@@ -207,7 +210,6 @@ fn every_problem_is_told_at_once() {
         "prefx: is not known; did you mean \"prefix\"?",
         "view: \"ramdisk\" must be",
         "fileMode: \"rw\" is not a file mode",
-        "authentication: \"driver\" is not available in this release",
         "authentication: \"driver\" is not allowed by policy.authentication [secret, pod]",
         "endpoint: \"https://evil.org\" is not allowed; policy.endpointUrls",
         "sources[0].bucket: is required",
@@ -217,6 +219,67 @@ fn every_problem_is_told_at_once() {
     ] {
         assert!(text.contains(part), "{part:?} is missing in {text}");
     }
+}
+
+const TOKEN: Brings = Brings { access_key: false, token: true };
+const BOTH: Brings = Brings { access_key: true, token: true };
+const NOTHING: Brings = Brings { access_key: false, token: false };
+
+#[test_case("[secret, pod]", BOTH => AuthenticationKind::Secret; "keys count before tokens")]
+#[test_case("[secret, pod]", TOKEN => AuthenticationKind::Pod; "a token")]
+#[test_case("[secret, driver]", NOTHING => AuthenticationKind::Driver; "the driver, where it may")]
+#[test_case("[secret, pod]", NOTHING => AuthenticationKind::Secret; "keys are missing")]
+#[test_case("[pod]", NOTHING => AuthenticationKind::Pod; "a token is missing")]
+fn without_a_word_the_request_decides(allowed: &str, brings: Brings) -> AuthenticationKind {
+    let config = &format!("policy: {{ authentication: {allowed} }}");
+    let request = Request { config, brings: Some(brings), ..PLAIN };
+    request.parse(&[("bucket", "certs")]).unwrap().authentication
+}
+
+#[test]
+fn the_policy_judges_the_kind_that_the_request_makes() {
+    let config = "policy: { authentication: [secret, driver] }";
+    let request = Request { config, brings: Some(TOKEN), ..PLAIN };
+    let error = request.parse(&[("bucket", "certs")]).unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Denied);
+    assert!(error.to_string().contains("\"pod\" is not allowed by policy.authentication"));
+}
+
+#[test]
+fn a_role_is_for_tokens_alone() {
+    let role = [
+        ("bucket", "certs"),
+        ("roleArn", "arn:aws:iam::1:role/r"),
+        ("stsEndpoint", "https://sts.allowed.com"),
+        ("audience", "sts"),
+    ];
+    let of = |brings, kind: &str| {
+        let given = (!kind.is_empty()).then_some(("authentication", kind));
+        let attributes: Vec<_> = role.into_iter().chain(given).collect();
+        Request { brings, ..PLAIN }.parse(&attributes)
+    };
+    let spec = of(Some(TOKEN), "").unwrap();
+    assert_eq!(spec.role, of(Some(BOTH), "pod").unwrap().role);
+    assert_eq!(spec.role.audience.as_deref(), Some("sts"));
+    let text = message(of(Some(BOTH), "secret"));
+    assert_eq!(
+        text.matches("applies to authentication \"pod\" only, not to \"secret\"").count(),
+        3
+    );
+    assert!(message(of(Some(NOTHING), "")).contains("no service account token came"));
+    // What the request brings cannot be told: that is a problem already.
+    assert!(of(None, "").is_ok());
+}
+
+#[test]
+fn a_default_role_does_not_count_beside_keys() {
+    let config = "defaults: { roleArn: 'arn:aws:iam::1:role/r', audience: sts }";
+    let spec = |brings| {
+        let request = Request { config, brings: Some(brings), ..PLAIN };
+        request.parse(&[("bucket", "certs")]).unwrap()
+    };
+    assert_eq!(spec(KEYS).role, Role::default());
+    assert_eq!(spec(TOKEN).role.audience.as_deref(), Some("sts"));
 }
 
 #[test]
@@ -484,7 +547,9 @@ proptest! {
         let known = known.into_iter().map(|(name, value)| (name.to_owned(), value));
         let attributes: BTreeMap<String, String> = known.chain(unknown).collect();
         let mount_group = mount_group.as_deref();
-        let context = SpecContext { config: &config, namespace: Some("spark"), mount_group, now: now() };
+        let brings = Some(Brings { access_key: false, token: true });
+        let namespace = Some("spark");
+        let context = SpecContext { config: &config, namespace, mount_group, brings, now: now() };
         match VolumeSpec::parse(&attributes, &context) {
             Ok(spec) => prop_assert!(!spec.sources.is_empty() && !spec.sources_key().is_empty()),
             Err(error) => prop_assert!(!error.to_string().is_empty()),

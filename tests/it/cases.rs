@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    lifecycle, protocol, refresh, requests, resources, rotation,
+    identity, lifecycle, protocol, radosgw, refresh, requests, resources, rotation,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -93,6 +93,14 @@ pub(crate) fn all() -> Vec<Case> {
             without_versioning_there_is_no_past,
             suspended_versioning_keeps_its_past,
             a_long_history_is_paged,
+        }
+        identity {
+            a_pod_is_whom_its_token_names,
+            tokens_in_the_context_need_trust,
+            a_token_for_another_audience_is_refused,
+            an_expired_token_is_told,
+            credentials_are_renewed_with_the_newest_token,
+            a_token_that_nobody_renews_ends_the_refresh_alone,
         }
     );
     let embedded = cases!(false:
@@ -217,6 +225,34 @@ pub(crate) fn all() -> Vec<Case> {
             broken_histories_are_asked_for_again,
             versions_need_not_fit_below_the_limit,
         }
+        identity {
+            many_pods_of_one_account_are_one_exchange,
+            credentials_are_renewed_before_they_end,
+            a_token_service_that_is_down_is_noticed_late,
+            a_role_is_asked_for,
+            aws_needs_a_role,
+            a_token_goes_where_the_policy_says,
+            the_driver_reads_what_the_policy_grants,
+            a_forged_namespace_grants_nothing,
+            a_withdrawn_grant_keeps_the_revision,
+            a_driver_without_credentials_says_so,
+            the_drivers_credentials_are_found_and_renewed,
+            nobody_reads_a_public_bucket,
+            tokens_appear_nowhere,
+        }
     );
     anywhere.into_iter().chain(embedded).collect()
+}
+
+/// The cases for Ceph's object gateway, which the other servers have in forms of their own.
+pub(crate) fn on_radosgw() -> Vec<Case> {
+    let cases = cases!(false:
+        radosgw {
+            an_inline_volume_shows_the_prefix,
+            a_token_is_exchanged_for_a_role,
+            a_customer_key_is_checked,
+            nobody_reads_without_a_policy,
+        }
+    );
+    cases.to_vec()
 }

@@ -2,7 +2,7 @@
 //! a kubelet, real mounts, and S3 over HTTP.
 //!
 //! Every case runs against the embedded server; those that need neither its counters nor its faults
-//! run against a real MinIO as well. Mounting needs root: as another user, the whole program runs
+//! run against a real MinIO as well, and a few that need what only Ceph checks against its gateway. Mounting needs root: as another user, the whole program runs
 //! itself again in a user and mount namespace.
 
 #![allow(
@@ -18,8 +18,10 @@ mod support;
 mod cases;
 mod faults;
 mod fixture;
+mod identity;
 mod lifecycle;
 mod protocol;
+mod radosgw;
 mod refresh;
 mod requests;
 mod resources;
@@ -33,7 +35,12 @@ use libtest_mimic::{Arguments, Trial};
 
 use self::{
     cases::Case,
-    support::{minio::Minio, namespace, server::Server},
+    support::{
+        minio::{Minio, Missing},
+        namespace,
+        radosgw::Radosgw,
+        server::Server,
+    },
 };
 
 fn main() -> ExitCode {
@@ -49,7 +56,12 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
-    trials.extend(on_minio(&cases, ids, &arguments));
+    let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
+    let in_ci = std::env::var_os("CI").is_some();
+    trials.extend(on_real("minio", &on_minio, &arguments, (ids, in_ci), minio));
+    // Debian has it, others may not: never required.
+    let on_radosgw = cases::on_radosgw();
+    trials.extend(on_real("ceph", &on_radosgw, &arguments, (ids, false), radosgw));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -63,35 +75,52 @@ fn embedded(case: Case, ids: namespace::Ids) -> Trial {
     })
 }
 
-/// The cases for MinIO, or one ignored trial that says why there are none. In CI there must be.
-fn on_minio(cases: &[Case], ids: namespace::Ids, arguments: &Arguments) -> Vec<Trial> {
-    let cases: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
-    let name = |case: &Case| format!("minio::{}", case.name);
+/// A way to the same server again.
+type Again = Box<dyn Fn() -> Server>;
+
+/// The cases for a real server, or one ignored trial that says why there are none; where it is
+/// `required`, there must be.
+fn on_real(
+    name: &str,
+    cases: &[Case],
+    arguments: &Arguments,
+    (ids, required): (namespace::Ids, bool),
+    start: impl FnOnce() -> Result<Again, Missing>,
+) -> Vec<Trial> {
+    let full = |case: &Case| format!("{name}::{}", case.name);
     let wanted = |case: &Case| {
-        let name = name(case);
+        let name = full(case);
         arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
             && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
     };
     if arguments.list || !cases.iter().any(wanted) {
         return Vec::new();
     }
-    match Minio::start() {
-        Ok(minio) => {
-            let minio = Arc::new(minio);
-            let trial = |case: Case| {
-                let minio = Arc::clone(&minio);
-                Trial::test(name(&case), move || {
-                    case.run(Server::Minio(minio), ids);
+    match start() {
+        Ok(again) => {
+            let trial = |case: &Case| {
+                let (case, server) = (*case, again());
+                Trial::test(full(&case), move || {
+                    case.run(server, ids);
                     Ok(())
                 })
             };
-            cases.into_iter().map(trial).collect()
+            cases.iter().map(trial).collect()
         }
         Err(missing) => {
-            eprintln!("\nSKIPPED: {} cases on MinIO: {missing}\n", cases.len());
-            let in_ci = std::env::var_os("CI").is_some();
-            let trial = Trial::test("minio", move || Err(missing.into()));
-            vec![trial.with_ignored_flag(!in_ci)]
+            eprintln!("\nSKIPPED: {} cases on {name}: {missing}\n", cases.len());
+            let trial = Trial::test(name, move || Err(missing.into()));
+            vec![trial.with_ignored_flag(!required)]
         }
     }
+}
+
+fn minio() -> Result<Again, Missing> {
+    let minio = Arc::new(Minio::start()?);
+    Ok(Box::new(move || Server::Minio(Arc::clone(&minio))))
+}
+
+fn radosgw() -> Result<Again, Missing> {
+    let radosgw = Arc::new(Radosgw::start()?);
+    Ok(Box::new(move || Server::Radosgw(Arc::clone(&radosgw))))
 }

@@ -182,12 +182,7 @@ pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
 }
 
 pub(crate) async fn later_features_say_so(fixture: Fixture) {
-    for (attribute, value) in [
-        ("view", "fuse"),
-        ("authentication", "pod"),
-        ("authentication", "driver"),
-        ("roleArn", "arn:aws:iam::123456789012:role/reader"),
-    ] {
+    for (attribute, value) in [("view", "fuse")] {
         let pod = fixture.pod("certs").with(attribute, value);
         let status = fixture.refused(&pod, Code::InvalidArgument).await;
         let message = status.message();

@@ -47,7 +47,7 @@ impl<'a> Clock<'a> {
                 self.set(moment.as_second() + 1);
                 moment.to_string()
             }
-            Server::Minio(_) => {
+            Server::Minio(_) | Server::Radosgw(_) => {
                 let moment = Timestamp::now().as_second();
                 while Timestamp::now().as_second() <= moment {
                     tokio::time::sleep(Duration::from_millis(20)).await;

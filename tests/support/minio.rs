@@ -1,4 +1,5 @@
-//! A real MinIO, installed by Go's ordinary client at a pinned release.
+//! A real MinIO, installed by Go's ordinary client at a pinned release, that believes the tokens of a
+//! provider of its own.
 
 use std::{
     net::{TcpListener, TcpStream},
@@ -7,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::server::CREDENTIALS;
+use super::{
+    issuer::{AUDIENCE, Issuer},
+    server::CREDENTIALS,
+};
 
 /// `RELEASE.2025-09-07T16-13-09Z`, as Go's module versions name it.
 const MODULE: &str = "github.com/minio/minio@v0.0.0-20250907161309-07c3a429bfed";
@@ -16,6 +20,7 @@ const MODULE: &str = "github.com/minio/minio@v0.0.0-20250907161309-07c3a429bfed"
 pub(crate) struct Minio {
     child: Child,
     port: u16,
+    issuer: Issuer,
     _data: tempfile::TempDir,
 }
 
@@ -29,7 +34,8 @@ impl Minio {
     pub(crate) fn start() -> Result<Self, Missing> {
         let program = program()?;
         let data = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let port = free_port();
+        let (port, issuer) = (free_port(), Issuer::start());
+        let discovery = format!("{}/.well-known/openid-configuration", issuer.url());
         let (user, password) = CREDENTIALS;
         let child = Command::new(&program)
             .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
@@ -39,12 +45,15 @@ impl Minio {
             .env("MINIO_ROOT_PASSWORD", password)
             .env("MINIO_BROWSER", "off")
             .env("MINIO_UPDATE", "off")
+            .env("MINIO_IDENTITY_OPENID_CONFIG_URL", discovery)
+            .env("MINIO_IDENTITY_OPENID_CLIENT_ID", AUDIENCE)
+            .env("MINIO_IDENTITY_OPENID_CLAIM_NAME", "policy")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-        let minio = Self { child, port, _data: data };
+        let minio = Self { child, port, issuer, _data: data };
         minio.wait()?;
         Ok(minio)
     }
@@ -52,6 +61,25 @@ impl Minio {
     /// The endpoint URL.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The provider whose tokens it believes, for [`AUDIENCE`].
+    pub(crate) fn issuer(&self) -> &Issuer {
+        &self.issuer
+    }
+
+    /// Makes a policy that tokens can name in their claim `policy`.
+    ///
+    /// It is the admin API, whose requests are signed like S3's: the SDK signs this one.
+    pub(crate) async fn add_policy(&self, client: &aws_sdk_s3::Client, name: &str, policy: &str) {
+        let name = name.to_owned();
+        let request = client.put_object().bucket("minio").key("admin/v3/add-canned-policy");
+        let request = request.body(policy.as_bytes().to_vec().into()).customize();
+        let request = request.mutate_request(move |request| {
+            let uri = format!("{}&name={name}", request.uri());
+            request.set_uri(uri).expect("a URI with one more parameter");
+        });
+        request.send().await.expect("a policy can be added");
     }
 
     /// Waits until the port is open and the server says that it can write.

@@ -168,6 +168,11 @@ impl EmbeddedS3 {
         &self.rights
     }
 
+    /// The same, for a token service beside the server.
+    pub(crate) fn shared_rights(&self) -> Arc<Rights> {
+        Arc::clone(&self.rights)
+    }
+
     /// What goes wrong.
     pub(crate) fn faults(&self) -> &Faults {
         &self.site.faults

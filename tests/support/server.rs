@@ -9,7 +9,7 @@ use aws_sdk_s3::{
     types::{BucketVersioningStatus, VersioningConfiguration},
 };
 
-use super::{minio::Minio, s3::EmbeddedS3};
+use super::{minio::Minio, radosgw::Radosgw, s3::EmbeddedS3};
 
 /// The seed's own credentials.
 pub(crate) const CREDENTIALS: (&str, &str) = ("minio", "minio123");
@@ -20,6 +20,8 @@ pub(crate) enum Server {
     Embedded(EmbeddedS3),
     /// A real MinIO.
     Minio(Arc<Minio>),
+    /// A real Ceph object gateway.
+    Radosgw(Arc<Radosgw>),
 }
 
 impl Server {
@@ -28,6 +30,7 @@ impl Server {
         match self {
             Self::Embedded(server) => server.url(),
             Self::Minio(server) => server.url(),
+            Self::Radosgw(server) => server.url(),
         }
     }
 
@@ -35,7 +38,7 @@ impl Server {
     pub(crate) fn embedded(&self) -> &EmbeddedS3 {
         match self {
             Self::Embedded(server) => server,
-            Self::Minio(_) => panic!("this test is for the embedded server"),
+            Self::Minio(_) | Self::Radosgw(_) => panic!("this test is for the embedded server"),
         }
     }
 
@@ -68,14 +71,19 @@ impl Server {
 
     /// A client with the seed's credentials.
     pub(crate) fn client(&self) -> Client {
-        let (key, secret) = CREDENTIALS;
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(self.url())
-            .force_path_style(true)
-            .credentials_provider(Credentials::new(key, secret, None, None, "tests"))
-            .http_client(aws_smithy_http_client::Builder::new().build_http());
-        Client::from_conf(config.build())
+        sdk_client(&self.url())
     }
+}
+
+/// A client with the seed's credentials.
+pub(crate) fn sdk_client(url: &str) -> Client {
+    let (key, secret) = CREDENTIALS;
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(url)
+        .force_path_style(true)
+        .credentials_provider(Credentials::new(key, secret, None, None, "tests"))
+        .http_client(aws_smithy_http_client::Builder::new().build_http());
+    Client::from_conf(config.build())
 }

@@ -74,6 +74,7 @@ impl Node {
 
     async fn show_now(&self, member: &Member, current: &Current) -> Result<Outcome, NodeError> {
         let (Member { published, recipe, .. }, listing) = (member, &current.listing);
+        self.0.check_grants(recipe)?;
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
         if changes.is_empty() && need.is_nothing() {
             self.confirm(member, current).await?;

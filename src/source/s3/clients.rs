@@ -9,18 +9,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use aws_sdk_s3::{
-    config::{
-        BehaviorVersion, Credentials, Region, ResponseChecksumValidation, SharedHttpClient,
-        StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
-    },
-    types::RequestPayer,
-};
-use aws_smithy_http_client::{
-    Builder, Connector,
-    proxy::ProxyConfig,
-    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
-};
+use aws_credential_types::Credentials;
+use aws_sdk_s3::{config::IdentityCache, types::RequestPayer};
 use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
@@ -28,18 +18,20 @@ use url::Url;
 
 use super::{
     S3Source,
-    agent::UserAgent,
-    guard::{Guarded, names_forbidden_address},
-    page::Whole,
+    chain::Chain,
+    endpoint::{Endpoint, Route, read_bundle},
+    guard::names_forbidden_address,
+    sts::{Exchange, Sts, expired},
+    temporary::{Fetched, Origin, Temporary},
 };
 use crate::{
-    config::{Config, EndpointConfig, Timeouts, UrlPattern},
+    config::{Config, EndpointConfig, Timeouts, UrlPattern, is_aws, sts_of_aws},
     failure::FailureKind,
     object::EndpointId,
     problems::Problems,
     source::{Principal, SourceError},
     telemetry::metrics::Metrics,
-    volume::{AccessKeys, EndpointChoice, VolumeSecrets},
+    volume::{AccessKeys, EndpointChoice, Role, ServiceToken, SseCustomerKey},
 };
 
 /// What a volume says about how to reach S3.
@@ -49,14 +41,31 @@ pub struct S3Access<'a> {
     pub endpoint: &'a EndpointChoice,
     /// The region, where the volume overrides the endpoint's.
     pub region: Option<&'a str>,
-    /// The keys, the CA bundle and the SSE-C key.
-    pub secrets: &'a VolumeSecrets,
+    /// Who asks.
+    pub identity: Identity<'a>,
+    /// PEM certificates that vouch for the endpoint instead of its own.
+    pub ca_bundle: Option<&'a str>,
+    /// The key that the customer's objects are encrypted with.
+    pub sse_customer_key: Option<&'a SseCustomerKey>,
     /// `namespace/name` of the pod, for the User-Agent.
     pub pod: Option<String>,
     /// The account that must own the buckets.
     pub bucket_owner: Option<&'a str>,
     /// Whether the requester pays.
     pub request_payer: bool,
+}
+
+/// Whose credentials requests are signed with.
+#[derive(Debug, Clone, Copy)]
+pub enum Identity<'a> {
+    /// The holder of these keys.
+    Keys(&'a AccessKeys),
+    /// The subject of a token, in the role that it is exchanged for.
+    Token(&'a ServiceToken, &'a Role),
+    /// The driver itself; somebody has checked that the policy grants it.
+    Driver,
+    /// Nobody: requests are not signed.
+    Anonymous,
 }
 
 /// Opens sources.
@@ -68,6 +77,9 @@ pub struct S3Clients {
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
+    /// By principal, whatever region and endpoint name the clients have.
+    exchanges: Mutex<HashMap<Principal, Weak<Temporary>>>,
+    driver: Arc<Temporary>,
 }
 
 impl fmt::Debug for S3Clients {
@@ -76,22 +88,20 @@ impl fmt::Debug for S3Clients {
     }
 }
 
-/// How connections to an endpoint are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route {
-    /// Named in the configuration: through the environment's proxy, if there is one.
-    Configured,
-    /// A URL that the policy spells out: no proxy.
-    Direct,
-    /// A URL that a wildcard allows: no proxy, and only to addresses that a pod may name.
-    Guarded,
-}
-
 /// An SDK client with what it was made for.
 pub(super) struct Client {
     sdk: aws_sdk_s3::Client,
     principal: Principal,
     endpoint: Arc<Endpoint>,
+    /// What must be ready before a request is sent.
+    temporary: Option<Arc<Temporary>>,
+}
+
+/// What requests are signed with.
+enum Signer {
+    Keys(Credentials),
+    Temporary(Arc<Temporary>),
+    Nobody,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -100,16 +110,6 @@ struct ClientKey {
     /// One URL may be configured under several names, with different settings.
     endpoint: String,
     region: String,
-}
-
-/// An endpoint, ready to be called.
-#[derive(Debug)]
-struct Endpoint {
-    /// Its name in the configuration; empty for a URL or AWS itself.
-    name: String,
-    id: EndpointId,
-    config: EndpointConfig,
-    http: SharedHttpClient,
 }
 
 impl Client {
@@ -123,6 +123,22 @@ impl Client {
 
     pub(super) fn principal(&self) -> Principal {
         self.principal
+    }
+
+    /// Waits until requests can be signed.
+    pub(super) async fn ready(&self) -> Result<(), SourceError> {
+        match &self.temporary {
+            Some(temporary) => temporary.ready().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What an error means for whoever's credentials these are.
+    pub(super) fn judge(&self, error: SourceError) -> SourceError {
+        match &self.temporary {
+            Some(temporary) => temporary.judge(error),
+            None => error,
+        }
     }
 
     pub(super) fn timeouts(&self) -> &Timeouts {
@@ -155,29 +171,30 @@ impl S3Clients {
         }
         let policy = &config.policy.endpoint_urls;
         let default_endpoint = config.default_endpoint_name().map(str::to_owned);
+        let default = default_endpoint.as_ref().and_then(|name| config.endpoints.get(name));
+        let region = default.map_or("us-east-1", |endpoint| &endpoint.region);
+        let driver = Arc::new(Temporary::new(Origin::Chain(Chain::new(region))));
         problems.into_result(Self {
             endpoints,
             default_endpoint,
             spelled_out: policy.iter().filter(|pattern| pattern.is_exact()).cloned().collect(),
             permits: Arc::new(Semaphore::new(config.fetch.requests)),
             metrics,
-            clients: Mutex::new(HashMap::new()),
+            clients: Mutex::default(),
+            exchanges: Mutex::default(),
+            driver,
         })
     }
 
     /// Opens a source for one volume.
     ///
     /// # Errors
-    /// `Unauthenticated` without keys; `Invalid` if the endpoint is not configured or the Secret's
-    /// CA bundle is none.
+    /// `Invalid` if the endpoint is not configured, the Secret's CA bundle is none, or AWS is to be
+    /// asked without a role; `Unauthenticated` for a token that has expired; `Denied` for a URL
+    /// that leads to the node itself.
     pub fn open(&self, access: &S3Access<'_>) -> Result<S3Source, SourceError> {
-        let keys = access.secrets.keys.as_ref().ok_or_else(|| {
-            let text = "the volume has no access key; name a Secret with accesskey and secretkey \
-                        in nodePublishSecretRef";
-            SourceError::new(FailureKind::Unauthenticated, text)
-        })?;
         let endpoint = self.endpoint(access)?;
-        let client = self.client(endpoint, access.region, keys);
+        let client = self.client(endpoint, access)?;
         let version = env!("CARGO_PKG_VERSION");
         let agent = match &access.pod {
             Some(pod) => format!("s3view/{version} (pod {pod})"),
@@ -188,7 +205,7 @@ impl S3Clients {
             permits: Arc::clone(&self.permits),
             metrics: Arc::clone(&self.metrics),
             agent: agent.into(),
-            sse_key: access.secrets.sse_customer_key.clone().map(Arc::new),
+            sse_key: access.sse_customer_key.cloned().map(Arc::new),
             bucket_owner: access.bucket_owner.map(str::to_owned),
             payer: access.request_payer.then_some(RequestPayer::Requester),
         })
@@ -201,27 +218,32 @@ impl S3Clients {
             }
             (EndpointChoice::Default, None) | (EndpointChoice::Url(_), _) => None,
         };
-        let bundle = access.secrets.ca_bundle.as_ref().map(|pem| pem.as_bytes().to_vec());
+        let bundle = access.ca_bundle.map(|pem| pem.as_bytes().to_vec());
         let endpoint = match (configured, bundle) {
             (Some(endpoint), None) => return Ok(Arc::clone(endpoint)),
             (Some(endpoint), bundle) => {
                 Endpoint::new(&endpoint.name, endpoint.config.clone(), bundle, Route::Configured)
             }
-            (None, bundle) => Endpoint::new("", unconfigured(access), bundle, self.route(access)?),
+            (None, bundle) => {
+                let route = match access.endpoint {
+                    EndpointChoice::Url(url) => self.route("endpoint", url)?,
+                    EndpointChoice::Default | EndpointChoice::Named(_) => Route::Configured,
+                };
+                Endpoint::new("", unconfigured(access), bundle, route)
+            }
         };
         let invalid = |text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}"));
         endpoint.map(Arc::new).map_err(invalid)
     }
 
     /// How to reach a URL from the attributes; the policy has allowed its host already.
-    fn route(&self, access: &S3Access<'_>) -> Result<Route, SourceError> {
-        let EndpointChoice::Url(url) = access.endpoint else { return Ok(Route::Configured) };
+    fn route(&self, attribute: &str, url: &Url) -> Result<Route, SourceError> {
         if self.spelled_out.iter().any(|pattern| pattern.matches(url)) {
             return Ok(Route::Direct);
         }
         if names_forbidden_address(url) {
             let text = format!(
-                "endpoint: {url} is an address of the node or of its network; only a pattern \
+                "{attribute}: {url} is an address of the node or of its network; only a pattern \
                  without '*' in policy.endpointUrls can allow it"
             );
             return Err(SourceError::new(FailureKind::Denied, text));
@@ -232,63 +254,120 @@ impl S3Clients {
     fn client(
         &self,
         endpoint: Arc<Endpoint>,
-        region: Option<&str>,
-        keys: &AccessKeys,
-    ) -> Arc<Client> {
-        let token = keys.session_token.as_ref().map(ExposeSecret::expose_secret);
-        let secret = keys.secret_access_key.expose_secret();
-        let principal = Principal::credential(&endpoint.id, &keys.access_key_id, secret, token);
-        let region = region.unwrap_or(&endpoint.config.region).to_owned();
+        access: &S3Access<'_>,
+    ) -> Result<Arc<Client>, SourceError> {
+        let region = access.region.unwrap_or(&endpoint.config.region).to_owned();
+        let (principal, signer) = self.signer(&endpoint, &region, access.identity)?;
         let name = endpoint.name.clone();
         let key = ClientKey { principal, endpoint: name, region: region.clone() };
         let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
-            return client;
+            return Ok(client);
         }
         clients.retain(|_, client| client.strong_count() > 0);
-        let id = &keys.access_key_id;
-        let credentials =
-            Credentials::new(id, secret, token.map(str::to_owned), None, "volume secret");
-        let sdk = aws_sdk_s3::Client::from_conf(endpoint.sdk_config(region, credentials));
-        let client = Arc::new(Client { sdk, principal, endpoint });
+        let config = endpoint.sdk_config(region);
+        let (config, temporary) = match signer {
+            Signer::Keys(credentials) => (config.credentials_provider(credentials), None),
+            Signer::Temporary(temporary) => {
+                let fetched = Fetched(Arc::clone(&temporary));
+                // They are cached here; a second cache would hold on to what is replaced.
+                let config = config.identity_cache(IdentityCache::no_cache());
+                (config.credentials_provider(fetched), Some(temporary))
+            }
+            Signer::Nobody => (config.allow_no_auth(), None),
+        };
+        let sdk = aws_sdk_s3::Client::from_conf(config.build());
+        let client = Arc::new(Client { sdk, principal, endpoint, temporary });
         clients.insert(key, Arc::downgrade(&client));
-        client
-    }
-}
-
-impl Endpoint {
-    fn new(
-        name: &str,
-        config: EndpointConfig,
-        ca_bundle: Option<Vec<u8>>,
-        route: Route,
-    ) -> Result<Self, String> {
-        let id = EndpointId::new(config.url.as_str(), ca_bundle.as_deref());
-        let http = http_client(&config.url, ca_bundle, route)?;
-        Ok(Self { name: name.to_owned(), id, config, http })
+        Ok(client)
     }
 
-    fn sdk_config(&self, region: String, credentials: Credentials) -> aws_sdk_s3::Config {
-        let timeouts = &self.config.timeouts;
-        aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(region))
-            .endpoint_url(self.config.url.as_str())
-            .force_path_style(self.config.path_style)
-            .credentials_provider(credentials)
-            .http_client(self.http.clone())
-            .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .interceptor(UserAgent)
-            .interceptor(Whole)
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(timeouts.connect)
-                    .operation_attempt_timeout(timeouts.connect + timeouts.stall)
-                    .build(),
-            )
-            .build()
+    /// Who asks, and what that one signs with.
+    fn signer(
+        &self,
+        endpoint: &Endpoint,
+        region: &str,
+        identity: Identity<'_>,
+    ) -> Result<(Principal, Signer), SourceError> {
+        Ok(match identity {
+            Identity::Keys(keys) => {
+                let token = keys.session_token.as_ref().map(ExposeSecret::expose_secret);
+                let secret = keys.secret_access_key.expose_secret();
+                let id = &keys.access_key_id;
+                let principal = Principal::credential(&endpoint.id, id, secret, token);
+                let token = token.map(str::to_owned);
+                let credentials = Credentials::new(id, secret, token, None, "volume secret");
+                (principal, Signer::Keys(credentials))
+            }
+            Identity::Token(token, role) => {
+                let (principal, temporary) = self.exchange(endpoint, region, token, role)?;
+                (principal, Signer::Temporary(temporary))
+            }
+            Identity::Driver => {
+                let principal = Principal::driver(&endpoint.id);
+                (principal, Signer::Temporary(Arc::clone(&self.driver)))
+            }
+            Identity::Anonymous => (Principal::anonymous(&endpoint.id), Signer::Nobody),
+        })
+    }
+
+    /// The exchange of a token's principal, which knows the token from now on.
+    fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        region: &str,
+        token: &ServiceToken,
+        role: &Role,
+    ) -> Result<(Principal, Arc<Temporary>), SourceError> {
+        if token.is_expired() {
+            return Err(expired(token));
+        }
+        let (sts, route) = self.sts(endpoint, region, role)?;
+        let principal = Principal::web_identity(&endpoint.id, &sts.identity(token));
+        if let Some(known) = self.exchanges.lock().get(&principal).and_then(Weak::upgrade) {
+            known.exchange().into_iter().for_each(|exchange| exchange.offer(token));
+            return Ok((principal, known));
+        }
+        let http = endpoint
+            .http_to(&sts.url, route)
+            .map_err(|text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}")))?;
+        let metrics = Arc::clone(&self.metrics);
+        let exchange = Exchange::new(&sts, http, &endpoint.config.timeouts, token, metrics);
+        let new = Arc::new(Temporary::new(Origin::Exchange(exchange)));
+        let mut exchanges = self.exchanges.lock();
+        // Somebody may have been faster.
+        if let Some(known) = exchanges.get(&principal).and_then(Weak::upgrade) {
+            known.exchange().into_iter().for_each(|exchange| exchange.offer(token));
+            return Ok((principal, known));
+        }
+        exchanges.retain(|_, exchange| exchange.strong_count() > 0);
+        exchanges.insert(principal, Arc::downgrade(&new));
+        Ok((principal, new))
+    }
+
+    /// The token service of a volume: its own, or the endpoint's, or AWS's, or, elsewhere, the
+    /// endpoint itself.
+    fn sts(
+        &self,
+        endpoint: &Endpoint,
+        region: &str,
+        role: &Role,
+    ) -> Result<(Sts, Route), SourceError> {
+        let configured = endpoint.config.sts.as_ref();
+        let (url, route) = match (&role.sts_endpoint, configured.and_then(|sts| sts.url.as_ref())) {
+            (Some(url), _) => (url.clone(), self.route("stsEndpoint", url)?),
+            (None, Some(url)) => (url.clone(), Route::Configured),
+            (None, None) if is_aws(&endpoint.config.url) => (sts_of_aws(region), Route::Configured),
+            (None, None) => (endpoint.config.url.clone(), endpoint.route),
+        };
+        let of_endpoint = || configured.and_then(|sts| sts.role_arn.clone());
+        let role_arn = role.role_arn.clone().or_else(of_endpoint);
+        if role_arn.is_none() && is_aws(&url) {
+            let text = "roleArn: is required for AWS, here or as sts.roleArn of the endpoint in the \
+                        driver's configuration";
+            return Err(SourceError::new(FailureKind::Invalid, text));
+        }
+        Ok((Sts { url, region: region.to_owned(), role_arn }, route))
     }
 }
 
@@ -303,44 +382,4 @@ fn unconfigured(access: &S3Access<'_>) -> EndpointConfig {
         EndpointChoice::Url(url) => EndpointConfig::for_url(url.clone(), region),
         EndpointChoice::Default | EndpointChoice::Named(_) => EndpointConfig::aws(region),
     }
-}
-
-fn read_bundle(endpoint: &EndpointConfig) -> Result<Option<Vec<u8>>, String> {
-    let Some(path) = &endpoint.ca_bundle else { return Ok(None) };
-    let shown = path.display();
-    std::fs::read(path).map(Some).map_err(|error| format!("cannot read {shown}: {error}"))
-}
-
-/// A pool of connections. A plain `http://` endpoint costs no TLS state; a CA bundle replaces the
-/// system's roots, so that a private endpoint is vouched for by its own CA and nobody else.
-fn http_client(
-    url: &Url,
-    ca_bundle: Option<Vec<u8>>,
-    route: Route,
-) -> Result<SharedHttpClient, String> {
-    let tls = match (url.scheme(), ca_bundle) {
-        // Only the connector for TLS takes a resolver; it speaks plain HTTP as well.
-        ("http", _) if route != Route::Guarded => None,
-        (_, None) => Some(TlsContext::default()),
-        (_, Some(pem)) => {
-            let store = TrustStore::empty().with_pem_certificate(pem);
-            let context = TlsContext::builder().with_trust_store(store).build();
-            Some(context.map_err(|error| format!("must hold PEM certificates: {error}"))?)
-        }
-    };
-    Ok(Builder::new().build_with_connector_fn(move |settings, _| {
-        let proxy = match route {
-            Route::Configured => ProxyConfig::from_env(),
-            Route::Direct | Route::Guarded => ProxyConfig::disabled(),
-        };
-        let mut connector = Connector::builder().proxy_config(proxy);
-        connector.set_connector_settings(settings.cloned());
-        let Some(context) = &tls else { return connector.build_http() };
-        let connector =
-            connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone());
-        match route {
-            Route::Guarded => connector.build_with_resolver(Guarded),
-            Route::Configured | Route::Direct => connector.build(),
-        }
-    }))
 }

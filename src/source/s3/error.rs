@@ -234,7 +234,7 @@ fn wrong_region<E: ProvideErrorMetadata>(
 }
 
 /// Nothing came back: the connection, TLS, a time-out, or a request that could not be made.
-fn explain_unanswered<E>(error: &SdkError<E, HttpResponse>, what: &str) -> SourceError
+pub(super) fn explain_unanswered<E>(error: &SdkError<E, HttpResponse>, what: &str) -> SourceError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -278,7 +278,7 @@ fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
 }
 
 /// Server text in a message: one line, printable, bounded.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 

@@ -113,7 +113,7 @@ impl S3Source {
         marker: Option<Marker>,
     ) -> Result<Page, SourceError> {
         let what = self.what_history(bucket, history);
-        let _permit = self.permit("ListObjectVersions").await;
+        let _permit = self.permit("ListObjectVersions").await?;
         let (key_marker, version_id_marker) =
             marker.map_or((None, None), |marker| (Some(marker.key), marker.version_id));
         let request = self
@@ -151,7 +151,7 @@ impl S3Source {
 
     async fn versioning_once(&self, bucket: &Bucket) -> Result<Versioning, SourceError> {
         let what = format!("endpoint {}, bucket {:?}", self.endpoint().url(), bucket.as_str());
-        let _permit = self.permit("GetBucketVersioning").await;
+        let _permit = self.permit("GetBucketVersioning").await?;
         let request = self
             .client
             .sdk()
