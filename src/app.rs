@@ -1,5 +1,7 @@
 //! The node plugin as a process: build, spawn, drain.
 
+mod reload;
+
 use std::{
     future::Future,
     path::PathBuf,
@@ -13,6 +15,7 @@ use std::{
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::reload::ConfigFile;
 use crate::{
     config::Config,
     csi::{BindError, IdentityService, NodeService, ServeError, Socket, serve},
@@ -34,8 +37,10 @@ pub struct NodeOptions {
     pub node_id: String,
     /// Where the plugin keeps its state.
     pub state_dir: PathBuf,
-    /// The configuration file's content.
+    /// What the configuration file says.
     pub config: Config,
+    /// The file, if there is one: it is followed.
+    pub config_file: Option<ConfigFile>,
 }
 
 /// A node plugin that is bound and ready to serve.
@@ -86,7 +91,7 @@ impl NodeApp {
     /// [`RunError`], from start-up or from serving.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self { options, socket, telemetry, metrics } = self;
-        let NodeOptions { node_id, state_dir, config, socket: path } = options;
+        let NodeOptions { node_id, state_dir, config, config_file, socket: path } = options;
         for key in config.without_effect() {
             tracing::warn!(key, "this part of the configuration has no effect in this release");
         }
@@ -106,12 +111,18 @@ impl NodeApp {
         // Served from the first moment, so that Probe can say "not ready yet".
         let serving = serve(socket, identity, service, stop.clone().cancelled_owned());
         tokio::pin!(serving);
-        let starting = blocking(move || Node::start(config, &state_dir, metrics));
+        let starting = {
+            let metrics = Arc::clone(&metrics);
+            blocking(move || Node::start(config, &state_dir, metrics))
+        };
         let node = tokio::select! {
             node = starting => node?,
             outcome = &mut serving => return Ok(outcome?),
         };
         let node = slot.get_or_init(|| node);
+        if let Some(file) = config_file {
+            tasks.spawn(file.follow(node.clone(), metrics, tasks.token().clone()));
+        }
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
         tokio::select! {

@@ -9,6 +9,7 @@
 //! docs/CONFIGURATION.md is the reference; a test holds it to the keys that the reader knows.
 
 mod reader;
+mod reload;
 mod schema;
 mod urls;
 mod values;
@@ -375,14 +376,10 @@ impl Config {
     /// The sections that were set, but have no effect in this release.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let default = Self::default();
-        [
-            ("keeper", self.keeper != default.keeper),
-            ("fuse", self.fuse != default.fuse),
-            ("limits.namespace", self.limits.namespace != default.limits.namespace),
-        ]
-        .into_iter()
-        .filter_map(|(name, set)| set.then_some(name))
-        .collect()
+        [("keeper", self.keeper != default.keeper), ("fuse", self.fuse != default.fuse)]
+            .into_iter()
+            .filter_map(|(name, set)| set.then_some(name))
+            .collect()
     }
 
     /// Replaces the driver's name, as the command line may.
@@ -418,10 +415,18 @@ impl Config {
     /// # Blocking
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, Problems> {
+        Self::parse_file(path, &read(path))
+    }
+
+    /// Parses what [`read`] answered for the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse_file(path: &Path, content: &Result<String, String>) -> Result<Self, Problems> {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(yaml) => Self::parse_named(&yaml, &name),
-            Err(error) => Err(problem(&name, format!("failed to read the file: {error}"))),
+        match content {
+            Ok(yaml) => Self::parse_named(yaml, &name),
+            Err(text) => Err(problem(&name, text.clone())),
         }
     }
 
@@ -455,6 +460,18 @@ impl Default for Config {
     fn default() -> Self {
         Self::parse("").expect("every key is optional")
     }
+}
+
+/// The text of the file at `path`, or why it cannot be had: two looks at a file that is wrong in one
+/// way are equal.
+///
+/// # Errors
+/// What the system answers, for people.
+///
+/// # Blocking
+/// Reads a file.
+pub fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("failed to read the file: {error}"))
 }
 
 fn problem(field: &str, text: String) -> Problems {

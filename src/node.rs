@@ -10,10 +10,12 @@ mod pace;
 mod preparation;
 mod publish;
 mod published;
+mod quota;
 mod records;
 mod recover;
 mod refresh;
 mod registry;
+mod reload;
 mod republish;
 mod revision;
 mod settle;
@@ -30,13 +32,16 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::RwLock;
 use prometheus::IntGaugeVec;
 use tokio::time::Instant;
 use zeroize::{Zeroize, Zeroizing};
 
 pub use self::{
     error::NodeError,
+    quota::OverLimit,
     registry::Summary,
+    reload::Reloaded,
     start::{StartError, check},
 };
 use self::{
@@ -139,7 +144,8 @@ pub struct VolumeStatus {
 /// Everything that operations need; shared by all of them.
 #[derive(Debug)]
 struct Context {
-    config: Config,
+    /// What is in force; see [`Context::config`].
+    config: RwLock<Arc<Config>>,
     kubelet: KubeletDir,
     stores: Stores,
     /// Whether the kernel keeps the memory store out of swap.
@@ -163,6 +169,12 @@ struct Context {
 pub struct Node(Arc<Context>);
 
 impl Context {
+    /// The configuration in force. Whoever decides something takes it once, so that one decision
+    /// follows one file.
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read())
+    }
+
     /// Why a preparation that was told to stop stopped.
     fn cancelled(&self) -> NodeError {
         if self.tasks.token().is_cancelled() {

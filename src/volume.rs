@@ -12,6 +12,7 @@ mod arguments;
 mod attributes;
 mod parse;
 mod pod;
+mod policy;
 mod secrets;
 mod sources;
 mod tenant;
@@ -29,6 +30,7 @@ pub use self::{
     arguments::PublishArguments,
     attributes::{ATTRIBUTES, Brings, SpecContext, check_defaults},
     pod::PodInfo,
+    policy::check_policy,
     secrets::{AccessKeys, SECRET_KEYS, SseCustomerKey, VolumeSecrets},
     sources::SOURCE_KEYS,
     tenant::{Tenant, check_driver_credentials},

@@ -5,7 +5,7 @@ use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use s3view::{
-    app::{NodeApp, NodeOptions, RunError},
+    app::{ConfigFile, NodeApp, NodeOptions, RunError},
     config::Config,
     failure::full_message,
     node::StartError,
@@ -83,17 +83,19 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
         let default = PathBuf::from(DEFAULT_CONFIG);
         default.exists().then_some(default)
     });
-    let loaded = path.map_or_else(|| Ok(Config::default()), |path| Config::load(&path));
-    let mut config = loaded.unwrap_or_else(|found| {
-        problems.extend(found);
-        Config::default()
+    let mut config = Config::default();
+    // Told even where the file is wrong, and told once.
+    let name = arguments.driver_name.filter(|name| {
+        let told = config.set_driver_name(name);
+        told.map_err(|found| problems.extend(found)).is_ok()
     });
-    problems.extend(s3view::node::check(&config));
-    if let Some(name) = arguments.driver_name
-        && let Err(found) = config.set_driver_name(&name)
-    {
-        problems.extend(found);
+    let config_file = path.map(|path| ConfigFile::read(path, name));
+    match config_file.as_ref().map(ConfigFile::parse) {
+        Some(Ok(parsed)) => config = parsed,
+        Some(Err(found)) => problems.extend(found),
+        None => {}
     }
+    problems.extend(s3view::node::check(&config));
     let endpoint = arguments.endpoint;
     let socket = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(&endpoint));
     if !socket.is_absolute() {
@@ -111,7 +113,7 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
         problems.add("--node-id", "must be the node's name, 1 to 256 bytes long");
     }
     let (node_id, state_dir) = (arguments.node_id, arguments.state_dir);
-    problems.into_result(NodeOptions { socket, node_id, state_dir, config })
+    problems.into_result(NodeOptions { socket, node_id, state_dir, config, config_file })
 }
 
 fn run(options: NodeOptions) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::quota::OverLimit;
 use crate::{
     failure::FailureKind,
     fetch::{FetchError, ResolveError},
@@ -64,6 +65,9 @@ pub enum NodeError {
         /// The volume's `maxSize` in bytes.
         limit: u64,
     },
+    /// The pod's namespace uses as much of the node as it may.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// S3 cannot be reached, and what was read before cannot be shown either.
     #[error("{error}; and nothing can be shown from before (whenUnavailable: cached): {why}")]
     NotCached {
@@ -122,7 +126,7 @@ impl NodeError {
             Self::View(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Registry { error, .. } => crate::store::io_kind(error),
-            Self::TooLarge { .. } => FailureKind::Exhausted,
+            Self::TooLarge { .. } | Self::OverLimit(_) => FailureKind::Exhausted,
             Self::NotCached { error, .. } => error.kind(),
             Self::Incompatible { .. } => FailureKind::Incompatible,
             Self::NotPublished { .. } => FailureKind::NotFound,

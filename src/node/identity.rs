@@ -13,7 +13,7 @@ use crate::{
     },
     volume::{
         Brings, PodInfo, ServiceTokens, TOKENS_KEY, Tenant, VolumeSecrets, VolumeSpec,
-        check_driver_credentials,
+        check_driver_credentials, check_policy,
     },
 };
 
@@ -112,10 +112,11 @@ impl Context {
     /// What is missing, wrong or not granted.
     pub(super) fn source(
         &self,
+        config: &Config,
         spec: &VolumeSpec,
         brought: &Brought,
     ) -> Result<S3Source, NodeError> {
-        self.check_driver(spec, brought.tenant.as_ref())?;
+        check_driver_credentials(spec, brought.tenant.as_ref(), config)?;
         let secrets = &brought.secrets;
         if spec.authentication == AuthenticationKind::Driver && secrets.ca_bundle.is_some() {
             let text = "must not be there beside authentication \"driver\": the configured caBundle \
@@ -127,7 +128,7 @@ impl Context {
         let source = self.clients.open(&S3Access {
             endpoint: &spec.endpoint,
             region: spec.region.as_deref(),
-            identity: brought.identity(spec, &self.config)?,
+            identity: brought.identity(spec, config)?,
             ca_bundle: secrets.ca_bundle.as_deref(),
             sse_customer_key: secrets.sse_customer_key.as_ref(),
             pod: brought.pod.name_for_user_agent(),
@@ -136,18 +137,14 @@ impl Context {
         })?;
         Ok(source)
     }
+}
 
-    /// Whether the policy still lets a volume be read with the credentials that it uses.
-    ///
-    /// # Errors
-    /// Of kind `Denied`, naming what the policy must list.
-    pub(super) fn check_grants(&self, recipe: &Recipe) -> Result<(), NodeError> {
-        self.check_driver(&recipe.spec, recipe.tenant.as_ref())
-    }
-
-    fn check_driver(&self, spec: &VolumeSpec, tenant: Option<&Tenant>) -> Result<(), NodeError> {
-        Ok(check_driver_credentials(spec, tenant, &self.config)?)
-    }
+/// Whether the policy that is in force lets a volume be read as it is.
+///
+/// # Errors
+/// Of kind `Denied`, naming what the policy must list.
+pub(super) fn check_grants(config: &Config, recipe: &Recipe) -> Result<(), NodeError> {
+    Ok(check_policy(&recipe.spec, recipe.tenant.as_ref(), config)?)
 }
 
 /// Both values, or the problems of both.

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, NodeError,
+    quota::Claim,
     records::{Recorded, Records},
     refresh::Current,
     registry::Entry,
@@ -27,11 +28,12 @@ use super::{
     settle::Settling,
 };
 use crate::{
+    config::NamespaceLimits,
     failure::{FailureKind, full_message},
     fetch::Progress,
     listing::Listing,
     store::{BlobId, Medium, PAGE, Store, Wanted},
-    task::blocking,
+    task::{blocking, for_count},
     view::linkfarm::{Leases, LinkFarm},
     volume::{PublishArguments, WhenUnavailable},
 };
@@ -49,6 +51,8 @@ const LITTLE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Preparation {
     pub(super) arguments: PublishArguments,
+    /// What it counts for its namespace.
+    pub(super) claim: Arc<Claim>,
     pub(super) cancel: CancellationToken,
     progress: Arc<Progress>,
     outcome: watch::Sender<Option<Result<Prepared, NodeError>>>,
@@ -80,6 +84,8 @@ pub(super) struct Fallback {
 pub(super) struct Plan {
     pub(super) entry: Entry,
     pub(super) recipe: Arc<Recipe>,
+    /// As they were when the publish was called.
+    pub(super) limits: NamespaceLimits,
 }
 
 #[derive(Debug)]
@@ -100,9 +106,14 @@ impl Drop for Waiting<'_> {
 }
 
 impl Preparation {
-    pub(super) fn new(arguments: PublishArguments, cancel: CancellationToken) -> Self {
+    pub(super) fn new(
+        arguments: PublishArguments,
+        claim: Claim,
+        cancel: CancellationToken,
+    ) -> Self {
         Self {
             arguments,
+            claim: Arc::new(claim),
             cancel,
             progress: Arc::default(),
             outcome: watch::Sender::new(None),
@@ -194,7 +205,7 @@ impl Preparation {
             let volume_id = plan.entry.arguments.volume_id();
             tracing::warn!(volume.id = volume_id, %skipped, "some keys cannot be shown as files");
         }
-        let mut summary = revision::summarise(&listed.listing, &recipe.spec, 1);
+        let mut summary = revision::summarise(&listed.listing, &recipe, 1);
         if let Some(Fallback { confirmed, .. }) = &fallback {
             summary.resolved_at = *confirmed;
         }
@@ -209,7 +220,20 @@ impl Preparation {
         let resolve = context.fetcher.resolve(source, spec);
         let listing = self.unless_ended(context, async { Ok(resolve.await?) }).await?;
         revision::check_size(&listing, spec)?;
+        self.take(context, plan, &listing).await?;
         Ok(Current { asked_at, listing })
+    }
+
+    /// Counts a listing for the volume's namespace, before anything of it is fetched.
+    async fn take(
+        &self,
+        context: &Context,
+        plan: &Plan,
+        listing: &Arc<Listing>,
+    ) -> Result<(), NodeError> {
+        let (recipe, counted) = (Arc::clone(&plan.recipe), Arc::clone(listing));
+        let share = for_count(listing.entries().len(), move || recipe.share(&counted)).await;
+        Ok(context.volumes.take(&self.claim, share, &plan.limits)?)
     }
 
     /// Makes a listing the volume's first revision, and lists again while it is not true any more
@@ -302,12 +326,15 @@ impl Preparation {
         if !wanted || is_ours || error.kind() != FailureKind::Unavailable {
             return Err(error);
         }
+        let not_cached =
+            |why: String| NodeError::NotCached { error: Box::new(error.clone()), why: why.into() };
         let (records, recipe) = (context.records.clone(), Arc::clone(&plan.recipe));
-        let shown = blocking(move || show_recorded(&records, &recipe)).await;
-        let Recorded { listing, confirmed } = shown.map_err(|why| NodeError::NotCached {
-            error: Box::new(error.clone()),
-            why: why.into(),
-        })?;
+        let found = blocking(move || find_recorded(&records, &recipe)).await.map_err(not_cached)?;
+        let (listing, confirmed) = (Arc::new(found.listing), found.confirmed);
+        let taken = self.take(context, plan, &listing).await;
+        taken.map_err(|error| not_cached(error.to_string()))?;
+        let (recipe, shown) = (Arc::clone(&plan.recipe), Arc::clone(&listing));
+        blocking(move || show_recorded(&recipe, &shown)).await.map_err(not_cached)?;
         let reason = full_message(&error);
         tracing::warn!(
             volume.id = plan.entry.arguments.volume_id(),
@@ -315,7 +342,7 @@ impl Preparation {
             "S3 cannot be reached; showing what was read before"
         );
         let confirmed = confirmed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let listed = Current { asked_at: Instant::now(), listing: Arc::new(listing) };
+        let listed = Current { asked_at: Instant::now(), listing };
         Ok((listed, Some(Fallback { reason, confirmed })))
     }
 }
@@ -329,19 +356,27 @@ fn is_little(store: &Store, listing: &Listing) -> bool {
     is_little && store.medium() == Medium::Memory && store.has_room(bytes, names)
 }
 
-/// Makes the recorded listing of a recipe the volume's revision, if all of it is here. Blocks.
+/// The recorded listing of a recipe, if the volume may show it. Blocks.
 ///
 /// # Errors
 /// Why it cannot be shown, for people.
-fn show_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String> {
+fn find_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String> {
     let recorded = records
         .find(recipe)
         .ok_or("nothing that this credential was allowed to read is recorded on this node")?;
     revision::check_size(&recorded.listing, &recipe.spec).map_err(|error| error.to_string())?;
+    Ok(recorded)
+}
+
+/// Makes a recorded listing the volume's revision, if all of it is here. Blocks.
+///
+/// # Errors
+/// Why it cannot be shown, for people.
+fn show_recorded(recipe: &Recipe, listing: &Listing) -> Result<(), String> {
     let described = |error: &dyn std::error::Error| error.to_string();
     let variant = LinkFarm::variant(&recipe.shape.ownership);
     let (mut blobs, mut wanted) = (HashMap::new(), Vec::new());
-    for entry in recorded.listing.entries() {
+    for entry in listing.entries() {
         let (version, id) = (&entry.object.version, BlobId::of(&entry.object.version));
         if blobs.contains_key(&id) {
             continue;
@@ -354,9 +389,8 @@ fn show_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String>
         }
         blobs.insert(id, Arc::new(lease));
     }
-    let names = LinkFarm::names(&recorded.listing);
+    let names = LinkFarm::names(listing);
     let reservation = recipe.store.reserve(wanted, names).map_err(|error| described(&error))?;
     let leases = Leases { blobs, reservation: Arc::new(reservation) };
-    recipe.farm.create(&recorded.listing, &leases).map_err(|error| described(&error))?;
-    Ok(recorded)
+    recipe.farm.create(listing, &leases).map_err(|error| described(&error))
 }

@@ -10,6 +10,7 @@ use super::{
     identity::Brought,
     preparation::{Fallback, Plan, Preparation, Prepared},
     published::Published,
+    quota::{Claim, Share},
     registry::{Entry, Phase, Shape, VolumeKey},
     revision::Recipe,
     volumes::{Begun, State},
@@ -102,9 +103,11 @@ impl Node {
         let plan = self.plan(place, attributes, secrets)?;
         let make = || {
             let cancel = self.0.tasks.token().child_token();
-            Preparation::new(place.arguments.clone(), cancel)
+            let Entry { namespace, medium, .. } = &plan.entry;
+            let claim = Claim::new(namespace.clone(), *medium, Share::default());
+            Preparation::new(place.arguments.clone(), claim, cancel)
         };
-        Ok(match self.0.volumes.begin(&place.key, make) {
+        Ok(match self.0.volumes.begin(&place.key, &plan.limits, make)? {
             Begun::Existing(state) => state,
             Begun::New(preparation) => {
                 let (node, key) = (self.clone(), place.key.clone());
@@ -156,17 +159,18 @@ impl Node {
         secrets: VolumeSecretsInput,
     ) -> Result<Plan, NodeError> {
         let context = &*self.0;
-        let brought = Brought::parse(attributes, secrets, &context.config);
-        let spec = self.spec(place, attributes, brought.as_ref().ok());
+        let config = context.config();
+        let brought = Brought::parse(attributes, secrets, &config);
+        let spec = spec(&config, place, attributes, brought.as_ref().ok());
         let (spec, brought) = both(spec, brought)?;
         let medium = match spec.view {
             ViewKind::Tmpfs => Medium::Memory,
             ViewKind::Disk | ViewKind::Fuse => Medium::Disk,
         };
         if medium == Medium::Memory {
-            mount::check_swap(context.no_swap, swap_policy(&context.config))?;
+            mount::check_swap(context.no_swap, swap_policy(&config))?;
         }
-        let source = context.source(&spec, &brought)?;
+        let source = context.source(&config, &spec, &brought)?;
         let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
@@ -174,26 +178,10 @@ impl Node {
         let entry = Entry::publishing(target, place.arguments.clone(), spec.view, medium);
         let farm = LinkFarm::new(directory, spec.layout, spec.ownership);
         let tenant = brought.tenant;
+        let namespace = tenant.as_ref().map(|tenant| tenant.namespace.clone());
         let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, farm, shape };
-        Ok(Plan { entry: entry.shaped(shape), recipe: Arc::new(recipe) })
-    }
-
-    /// Parses a volume's attributes.
-    pub(super) fn spec(
-        &self,
-        place: &Place,
-        attributes: &BTreeMap<String, String>,
-        brought: Option<&Brought>,
-    ) -> Result<VolumeSpec, SpecError> {
-        let tenant = brought.and_then(|brought| brought.tenant.as_ref());
-        let context = SpecContext {
-            config: &self.0.config,
-            namespace: tenant.map(|tenant| tenant.namespace.as_str()),
-            mount_group: place.arguments.mount_group(),
-            brings: brought.map(Brought::brings),
-            now: SystemTime::now(),
-        };
-        VolumeSpec::parse(attributes, &context)
+        let entry = entry.shaped(shape).counted_for(namespace);
+        Ok(Plan { entry, recipe: Arc::new(recipe), limits: config.limits.namespace.clone() })
     }
 
     /// Mounts a finished revision. Runs to its end even if the call is dropped meanwhile.
@@ -238,7 +226,8 @@ impl Node {
             return Err(error);
         }
         let recipe = Arc::clone(&prepared.recipe);
-        let published = Arc::new(Published::new(entry, recipe, &prepared.shown));
+        let claim = Arc::clone(&preparation.claim);
+        let published = Arc::new(Published::new(entry, claim, recipe, &prepared.shown));
         let kept = self.0.volumes.mounted(&key, preparation, &published);
         if kept {
             self.begin_refresh(key, published, prepared);
@@ -385,6 +374,24 @@ fn same(known: &PublishArguments, asked: &PublishArguments) -> Result<(), NodeEr
         None => Ok(()),
         Some(difference) => Err(NodeError::Incompatible { difference }),
     }
+}
+
+/// Parses a volume's attributes.
+pub(super) fn spec(
+    config: &Config,
+    place: &Place,
+    attributes: &BTreeMap<String, String>,
+    brought: Option<&Brought>,
+) -> Result<VolumeSpec, SpecError> {
+    let tenant = brought.and_then(|brought| brought.tenant.as_ref());
+    let context = SpecContext {
+        config,
+        namespace: tenant.map(|tenant| tenant.namespace.as_str()),
+        mount_group: place.arguments.mount_group(),
+        brings: brought.map(Brought::brings),
+        now: SystemTime::now(),
+    };
+    VolumeSpec::parse(attributes, &context)
 }
 
 /// Both results, or the problems of both.

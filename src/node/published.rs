@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     VolumeStatus,
+    quota::Claim,
     refresh::Current,
     registry::{Entry, Shape, Summary},
     revision::{self, Recipe},
@@ -49,6 +50,8 @@ pub(super) struct Published {
     pub(super) arguments: PublishArguments,
     pub(super) view: ViewKind,
     pub(super) medium: Medium,
+    /// What it counts for its namespace.
+    pub(super) claim: Arc<Claim>,
     /// Cancelled when the volume is unpublished: its refresh ends.
     pub(super) ended: CancellationToken,
     /// Held while a refresh decides and acts.
@@ -102,37 +105,51 @@ impl Published {
     pub(super) fn found(entry: Entry, retired: Vec<Retired>) -> Self {
         let now = Instant::now();
         let retired = retired.into_iter().map(|retired| (retired, now)).collect();
-        Self::with(State {
-            entry,
-            listing: None,
-            asked_at: None,
-            is_doubtful: false,
-            recipe: None,
-            retired,
-            settling: None,
-            health: Health::default(),
-        })
+        let share = entry.summary.share.clone();
+        let claim = Claim::new(entry.namespace.clone(), entry.medium, share);
+        let claim = Arc::new(claim);
+        Self::with(
+            claim,
+            State {
+                entry,
+                listing: None,
+                asked_at: None,
+                is_doubtful: false,
+                recipe: None,
+                retired,
+                settling: None,
+                health: Health::default(),
+            },
+        )
     }
 
     /// A volume that was just published.
-    pub(super) fn new(entry: Entry, recipe: Arc<Recipe>, shown: &Current) -> Self {
-        Self::with(State {
-            entry,
-            listing: Some(Arc::clone(&shown.listing)),
-            asked_at: Some(shown.asked_at),
-            is_doubtful: false,
-            recipe: Some(recipe),
-            retired: Vec::new(),
-            settling: None,
-            health: Health::default(),
-        })
+    pub(super) fn new(
+        entry: Entry,
+        claim: Arc<Claim>,
+        recipe: Arc<Recipe>,
+        shown: &Current,
+    ) -> Self {
+        Self::with(
+            claim,
+            State {
+                entry,
+                listing: Some(Arc::clone(&shown.listing)),
+                asked_at: Some(shown.asked_at),
+                is_doubtful: false,
+                recipe: Some(recipe),
+                retired: Vec::new(),
+                settling: None,
+                health: Health::default(),
+            },
+        )
     }
 
-    fn with(state: State) -> Self {
+    fn with(claim: Arc<Claim>, state: State) -> Self {
         let arguments = state.entry.arguments.clone();
         let (view, medium) = (state.entry.view, state.entry.medium);
         let (ended, refreshing) = (CancellationToken::new(), tokio::sync::Mutex::default());
-        Self { arguments, view, medium, ended, refreshing, state: Mutex::new(state) }
+        Self { arguments, view, medium, claim, ended, refreshing, state: Mutex::new(state) }
     }
 
     /// The record of it.
@@ -185,7 +202,8 @@ impl Published {
         if is_same {
             state.entry.summary.resolved_at = revision::now();
         } else {
-            state.entry.summary = revision::summarise(&current.listing, &recipe.spec, revision);
+            state.entry.summary = revision::summarise(&current.listing, recipe, revision);
+            self.claim.shows(&state.entry.summary.share);
         }
         state.shows(recipe, current, principal);
         let is_news = |entry: &Entry| {
@@ -208,7 +226,8 @@ impl Published {
         let mut state = self.state.lock();
         state.retired.extend(replaced.retired.map(|retired| (retired, Instant::now())));
         let revision = replaced.revision.max(state.entry.summary.revision + 1);
-        state.entry.summary = revision::summarise(&current.listing, &recipe.spec, revision);
+        state.entry.summary = revision::summarise(&current.listing, recipe, revision);
+        self.claim.shows(&state.entry.summary.share);
         state.settling = None;
         state.shows(recipe, current, principal);
         state.entry.clone()

@@ -46,7 +46,7 @@ const SKEW: Duration = Duration::from_hours(1);
 #[derive(Debug, Clone)]
 pub(super) struct Records {
     key: NodeKey,
-    cached_for: Duration,
+    cached_for: Arc<Mutex<Duration>>,
     /// What this process wrote, by file: another one may have shown, and kept, something else since.
     written: Arc<Mutex<HashMap<PathBuf, Weak<Listing>>>>,
 }
@@ -81,7 +81,12 @@ struct Line {
 
 impl Records {
     pub(super) fn new(key: NodeKey, cached_for: Duration) -> Self {
-        Self { key, cached_for, written: Arc::default() }
+        Self { key, cached_for: Arc::new(Mutex::new(cached_for)), written: Arc::default() }
+    }
+
+    /// Sets how long records count from now on, those that are there included.
+    pub(super) fn set_cached_for(&self, cached_for: Duration) {
+        *self.cached_for.lock() = cached_for;
     }
 
     /// Keeps what a recipe resolved to, beside its blobs; a failure is logged.
@@ -184,7 +189,7 @@ impl Records {
 
     fn counts(&self, confirmed: SystemTime) -> bool {
         match SystemTime::now().duration_since(confirmed) {
-            Ok(age) => age <= self.cached_for,
+            Ok(age) => age <= *self.cached_for.lock(),
             Err(ahead) => ahead.duration() <= SKEW,
         }
     }

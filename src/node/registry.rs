@@ -26,7 +26,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::NodeError;
+use super::{NodeError, quota::Share};
 use crate::{
     source::SealedPrincipal,
     store::Medium,
@@ -100,6 +100,8 @@ pub struct Summary {
     pub directories: u64,
     /// The sum of the files' sizes.
     pub bytes: u64,
+    /// What that counts for its namespace.
+    pub(super) share: Share,
     /// `maxSize` in bytes, where there is one.
     pub max_bytes: Option<u64>,
     /// `maxObjects`.
@@ -127,6 +129,8 @@ pub(super) struct Entry {
     pub(super) medium: Medium,
     /// How it stands; `None` if the record was lost.
     pub(super) shape: Option<Shape>,
+    /// The namespace that it counts for; `None` if nothing vouched for one.
+    pub(super) namespace: Option<String>,
     /// Who was allowed to read all that it shows.
     pub(super) principal: Option<SealedPrincipal>,
     /// Whether it shows what S3 had before, because S3 could not be reached.
@@ -152,6 +156,7 @@ impl Entry {
             view,
             medium,
             shape: None,
+            namespace: None,
             principal: None,
             is_fallback: false,
             summary,
@@ -161,6 +166,11 @@ impl Entry {
     /// The same volume, with how its files stand.
     pub(super) fn shaped(self, shape: Shape) -> Self {
         Self { shape: Some(shape), ..self }
+    }
+
+    /// The same volume, counted for a namespace.
+    pub(super) fn counted_for(self, namespace: Option<String>) -> Self {
+        Self { namespace, ..self }
     }
 
     /// The same volume, further or back.

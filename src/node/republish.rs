@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Node, VolumeSecretsInput,
     identity::Brought,
-    publish::Place,
+    publish::{self, Place},
     published::{self, Published},
     registry::Shape,
     revision::Recipe,
@@ -55,17 +55,21 @@ impl Node {
     ) -> Result<Recipe, String> {
         let unusable =
             |why: String| format!("what the last republish brought cannot be used: {why}");
-        let brought = Brought::parse(attributes, secrets, &self.0.config);
+        let config = self.0.config();
+        let brought = Brought::parse(attributes, secrets, &config);
         let brought = brought.map_err(|problems| unusable(problems.to_string()))?;
         // A volume that works goes on as it is; after a restart its attributes are read again.
         let spec = match published.recipe() {
             Some(known) => Arc::clone(&known.spec),
-            None => Arc::new(self.spec(place, attributes, Some(&brought)).map_err(|error| {
-                let why = full_message(&error);
-                format!("it is not refreshed, because its attributes are refused now: {why}")
-            })?),
+            None => {
+                let spec = publish::spec(&config, place, attributes, Some(&brought));
+                Arc::new(spec.map_err(|error| {
+                    let why = full_message(&error);
+                    format!("it is not refreshed, because its attributes are refused now: {why}")
+                })?)
+            }
         };
-        let source = self.0.source(&spec, &brought);
+        let source = self.0.source(&config, &spec, &brought);
         let source = source.map_err(|error| unusable(full_message(&error)))?;
         Ok(self.recipe(place, published, Asked { spec, tenant: brought.tenant, source }))
     }

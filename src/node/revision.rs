@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Context, NodeError,
+    quota::Share,
     registry::{Shape, Summary},
 };
 use crate::{
@@ -49,6 +50,11 @@ impl Recipe {
     /// Recipes with equal keys resolve to equal listings.
     pub(super) fn listing_key(&self) -> ListingKey {
         ListingKey::new(&self.source, &self.spec)
+    }
+
+    /// What a listing counts for the volume's namespace.
+    pub(super) fn share(&self, listing: &Listing) -> Share {
+        Share::of(listing, LinkFarm::variant(&self.shape.ownership))
     }
 
     fn order(&self, progress: &Arc<Progress>) -> Order {
@@ -194,13 +200,14 @@ pub(super) fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), Nod
 }
 
 /// What a volume shows, for its condition and figures.
-pub(super) fn summarise(listing: &Listing, spec: &VolumeSpec, revision: u64) -> Summary {
-    let skipped = listing.skipped();
+pub(super) fn summarise(listing: &Listing, recipe: &Recipe, revision: u64) -> Summary {
+    let (spec, skipped) = (&recipe.spec, listing.skipped());
     Summary {
         revision,
         objects: listing.entries().len() as u64,
         directories: listing.directories().len() as u64,
         bytes: listing.bytes(1),
+        share: recipe.share(listing),
         max_bytes: spec.max_size.map(ByteSize::bytes),
         max_objects: spec.max_objects,
         skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },

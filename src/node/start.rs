@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use parking_lot::RwLock;
 use thiserror::Error;
 
 use super::{
@@ -117,7 +118,7 @@ impl Node {
             volumes: Volumes::default(),
             refresher: Refresher::default(),
             tasks: Tasks::default(),
-            config,
+            config: RwLock::new(Arc::new(config)),
             kubelet,
             stores,
             clients,

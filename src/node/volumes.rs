@@ -12,7 +12,8 @@
 //!
 //! One mutex guards all states and is never held across an await or a system call. What mounts,
 //! unmounts or removes at a target holds that target's [`Volumes::lock`] and looks at the state
-//! again once it has it: a call may have waited behind another that changed everything.
+//! again once it has it: a call may have waited behind another that changed everything. What a
+//! namespace uses is counted under it too (`quota`); claims have locks of their own, taken after it.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -22,7 +23,13 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{preparation::Preparation, published::Published, registry::VolumeKey};
+use super::{
+    preparation::Preparation,
+    published::Published,
+    quota::{Claim, Claims, Coming, OverLimit, Share},
+    registry::VolumeKey,
+};
+use crate::config::NamespaceLimits;
 
 /// Where a target path stands.
 #[derive(Debug, Clone)]
@@ -78,16 +85,51 @@ impl Volumes {
         self.states.lock().get(key).cloned()
     }
 
-    /// Enters the preparation that `make` makes, if the path has no state.
-    pub(super) fn begin(&self, key: &VolumeKey, make: impl FnOnce() -> Preparation) -> Begun {
-        match self.states.lock().entry(key.clone()) {
-            Entry::Occupied(occupied) => Begun::Existing(occupied.get().clone()),
-            Entry::Vacant(vacant) => {
-                let preparation = Arc::new(make());
-                vacant.insert(State::Preparing(Arc::clone(&preparation)));
-                Begun::New(preparation)
-            }
+    /// Enters the preparation that `make` makes, if the path has no state and the limits leave room
+    /// for one more volume of its namespace.
+    ///
+    /// # Errors
+    /// [`OverLimit`].
+    pub(super) fn begin(
+        &self,
+        key: &VolumeKey,
+        limits: &NamespaceLimits,
+        make: impl FnOnce() -> Preparation,
+    ) -> Result<Begun, OverLimit> {
+        let mut states = self.states.lock();
+        if let Some(state) = states.get(key) {
+            return Ok(Begun::Existing(state.clone()));
         }
+        let preparation = Arc::new(make());
+        claims(&states, limits).admit(&preparation.claim)?;
+        states.insert(key.clone(), State::Preparing(Arc::clone(&preparation)));
+        Ok(Begun::New(preparation))
+    }
+
+    /// Lets a volume that is being published hold `share`.
+    ///
+    /// # Errors
+    /// [`OverLimit`].
+    pub(super) fn take(
+        &self,
+        claim: &Arc<Claim>,
+        share: Share,
+        limits: &NamespaceLimits,
+    ) -> Result<(), OverLimit> {
+        claims(&self.states.lock(), limits).take(claim, share)
+    }
+
+    /// Lets a volume hold `share` beside what it shows.
+    ///
+    /// # Errors
+    /// [`OverLimit`].
+    pub(super) fn grow(
+        &self,
+        claim: &Arc<Claim>,
+        share: Share,
+        limits: &NamespaceLimits,
+    ) -> Result<Coming, OverLimit> {
+        claims(&self.states.lock(), limits).grow(claim, share)
     }
 
     /// Takes a failed or forgotten preparation out, if it still is the path's state.
@@ -194,6 +236,16 @@ impl Drop for Unpublishing<'_> {
             None => drop(states.remove(&self.key)),
         }
     }
+}
+
+/// What volumes count for; one that is being unpublished does so until it is gone.
+fn claims<'a>(states: &'a HashMap<VolumeKey, State>, limits: &'a NamespaceLimits) -> Claims<'a> {
+    let claim = |state: &'a State| match state {
+        State::Preparing(preparation) => Some(&preparation.claim),
+        State::Published(published) => Some(&published.claim),
+        State::Unpublishing { before, .. } => before.as_ref().map(|it| &it.claim),
+    };
+    Claims::new(states.values().filter_map(claim), limits)
 }
 
 fn is_preparing(state: Option<&State>, preparation: &Arc<Preparation>) -> bool {

@@ -47,6 +47,11 @@ impl BlobId {
         }
         Self(digest.finalize().into())
     }
+
+    /// The digest itself.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for BlobId {

@@ -386,12 +386,8 @@ fn a_start_looks_at_names_only() {
         // A link to nowhere has a name and an inode, and can be neither opened nor inspected.
         std::os::unix::fs::symlink("/no/such/file", blobs.join(name.to_string())).unwrap();
     }
-    let began = std::time::Instant::now();
     let store = fixture.open(4);
-    let took = began.elapsed();
     assert_eq!(store.0.index.lock().used(), count * PAGE);
-    // Two seconds for 100,000, in a debug build.
-    assert!(took * 5 < std::time::Duration::from_secs(2), "{took:?}");
 }
 
 #[test]

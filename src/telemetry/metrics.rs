@@ -35,6 +35,10 @@ pub struct Metrics {
     pub refreshes: IntCounterVec,
     /// Keys that could not become paths, in all published volumes.
     pub skipped_keys: IntCounter,
+    /// Changes of the configuration file, by outcome (`applied`, `refused`).
+    pub config_reloads: IntCounterVec,
+    /// Whether the configuration file says what is not in force, by reason (`refused`, `restart`).
+    pub config_stale: IntGaugeVec,
     /// RPCs answered, by method and gRPC code.
     pub rpcs: IntCounterVec,
     /// Time to answer RPCs, by method.
@@ -126,6 +130,16 @@ impl Metrics {
                 "s3view_skipped_keys_total",
                 "Keys that could not become paths, counted once for each revision.",
             ),
+            config_reloads: counters(
+                "s3view_config_reloads_total",
+                "Changes of the configuration file, by outcome: applied or refused.",
+                &["outcome"],
+            ),
+            config_stale: gauges(
+                "s3view_config_stale",
+                "1 while the configuration file says what is not in force, by reason.",
+                &["reason"],
+            ),
             rpcs: counters(
                 "s3view_rpcs_total",
                 "CSI calls answered, by method and gRPC code.",
@@ -177,10 +191,12 @@ mod tests {
         metrics.volumes.with_label_values(&["tmpfs"]).set(1);
         metrics.stale_volumes.with_label_values(&["tmpfs"]).set(1);
         metrics.refreshes.with_label_values(&["changed"]).inc();
+        metrics.config_reloads.with_label_values(&["applied"]).inc();
+        metrics.config_stale.with_label_values(&["refused"]).set(1);
         metrics.rpcs.with_label_values(&["Probe", "Ok"]).inc();
         metrics.rpc_seconds.with_label_values(&["Probe"]).observe(0.1);
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 15);
+        assert_eq!(families.len(), 17);
         for family in families {
             let kind = format!("{:?}", family.get_field_type()).to_lowercase();
             let row = format!("| `{}` | {kind} | {} |", family.name(), family.help());

@@ -12,6 +12,7 @@ use super::{
     EndpointChoice, Layout, Ownership, Role, SpecContext, SpecError, ViewKind, VolumeSpec,
     WhenUnavailable,
     attributes::{Reader, shown},
+    policy::{denied_authentication, denied_url},
     sources,
 };
 use crate::{
@@ -238,10 +239,8 @@ fn role(reader: &mut Reader<'_>, policy: &Policy) -> Role {
 /// Reads a URL that the node plugin will connect to: a pod must not choose that freely.
 fn allowed_url(reader: &mut Reader<'_>, name: &'static str, policy: &Policy) -> Option<Url> {
     let url = reader.get(name, service_url)?;
-    if !policy.endpoint_urls.iter().any(|pattern| pattern.matches(&url)) {
-        let url = url.as_str().trim_end_matches('/');
-        let key = "policy.endpointUrls in the driver's configuration";
-        reader.deny(name, format!("{url:?} is not allowed; {key} must list it"));
+    if let Some(text) = denied_url(&url, policy) {
+        reader.deny(name, text);
     }
     Some(url)
 }
@@ -270,13 +269,7 @@ fn authentication(reader: &mut Reader<'_>, context: &SpecContext<'_>) -> Authent
     let brought = || context.brings.map(|brings| brings.authentication(policy));
     // What cannot be told is a problem already, and must not bring others.
     let Some(kind) = named.or_else(brought) else { return AuthenticationKind::Secret };
-    if !policy.authentication.contains(&kind) {
-        let allowed: Vec<_> = policy.authentication.iter().map(|kind| kind.as_str()).collect();
-        let key = "policy.authentication";
-        let text = format!(
-            "\"{kind}\" is not allowed by {key} [{}] in the driver's configuration",
-            allowed.join(", ")
-        );
+    if let Some(text) = denied_authentication(kind, policy) {
         reader.deny("authentication", text);
     }
     if kind != AuthenticationKind::Pod {

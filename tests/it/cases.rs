@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    identity, lifecycle, protocol, radosgw, refresh, requests, resources, rotation,
+    identity, lifecycle, policy, protocol, radosgw, refresh, requests, resources, rotation,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -198,6 +198,22 @@ pub(crate) fn all() -> Vec<Case> {
             what_was_read_before_keeps_to_the_limits,
             a_volume_that_is_too_large_costs_others_nothing,
             replaced_revisions_make_room,
+        }
+        policy {
+            a_changed_policy_counts_for_the_next_publish,
+            a_withdrawn_policy_keeps_the_revision,
+            changed_defaults_count_for_new_volumes_only,
+            changed_limits_count_for_the_next_publish,
+            changed_authorization_counts_from_then_on,
+            a_bad_file_is_refused_and_the_old_one_stays,
+            a_config_map_is_followed,
+            keys_that_need_a_restart_are_named,
+            a_namespace_has_so_many_volumes,
+            a_namespace_has_so_many_bytes_of_each_store,
+            a_refresh_keeps_to_the_limits_of_the_namespace,
+            publishes_at_one_time_do_not_overshoot,
+            a_forged_namespace_is_nobodys,
+            what_was_read_before_keeps_to_the_limits_of_the_namespace,
         }
         protocol {
             all_problems_are_told_at_once,

@@ -149,7 +149,7 @@ pub(crate) fn scrape(address: std::net::SocketAddr) -> String {
     http_get(address, "/metrics")
 }
 
-fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+pub(crate) fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

@@ -105,11 +105,13 @@ fn walk(
 pub(crate) struct History {
     layout: Layout,
     trees: Vec<Arc<Tree>>,
+    /// Whether it was seen to show another one since it was at rest.
+    has_moved: bool,
 }
 
 impl History {
     pub(crate) fn new(layout: Layout, trees: Vec<Arc<Tree>>) -> Self {
-        let mut history = Self { layout, trees: Vec::new() };
+        let mut history = Self { layout, trees: Vec::new(), has_moved: false };
         for tree in trees {
             history.push(tree);
         }
@@ -125,7 +127,7 @@ impl History {
 
     /// It shows just this, and nothing is under way.
     pub(crate) fn settle(&mut self, tree: Arc<Tree>) {
-        self.trees = vec![tree];
+        (self.trees, self.has_moved) = (vec![tree], false);
     }
 
     /// Takes in what was seen.
@@ -144,6 +146,7 @@ impl History {
         let at = self.trees.iter().position(|tree| **tree == *seen);
         let at = at.ok_or_else(|| format!("shows {seen:#?}\nand not one of {:#?}", self.trees))?;
         self.trees.drain(..at);
+        self.has_moved |= at > 0;
         Ok(())
     }
 
@@ -163,11 +166,14 @@ impl History {
         Ok(())
     }
 
-    /// The paths that must be files at every moment.
+    /// The paths that must be files at every moment. With symlinks, names that are new at the top
+    /// come after the revision that they lead to, so these are known until that is seen.
     pub(crate) fn lasting(&self) -> impl Iterator<Item = &String> {
         let is_file =
             |tree: &Arc<Tree>, path: &String| matches!(tree.get(path), Some(Node::File(_)));
-        let first = self.trees.first().into_iter().flat_map(|tree| tree.keys());
+        let is_known = self.layout == Layout::Files || !self.has_moved;
+        let first = self.trees.first().filter(|_| is_known);
+        let first = first.into_iter().flat_map(|tree| tree.keys());
         first.filter(move |path| self.trees.iter().all(|tree| is_file(tree, path)))
     }
 }

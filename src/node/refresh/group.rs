@@ -16,6 +16,7 @@ use crate::{
     listing::Listing,
     node::{
         Node, NodeError, VolumeKey,
+        identity::check_grants,
         pace::Pace,
         published::Published,
         revision::{self, Recipe},
@@ -203,7 +204,8 @@ impl Node {
     async fn refresh(&self, group: &Group, course: &mut Course) {
         for attempt in 0..=revision::RELISTS {
             // One asks for all: whoever the policy lets.
-            let asker = |member: &Member| self.0.check_grants(&member.recipe);
+            let config = self.0.config();
+            let asker = |member: &Member| check_grants(&config, &member.recipe);
             let members = group.members().into_iter();
             let Some(member) = members.max_by_key(|it| asker(it).is_ok()) else { return };
             let asked_at = Instant::now();

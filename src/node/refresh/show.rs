@@ -6,10 +6,13 @@ use tokio::time::Instant;
 
 use super::{Current, Member};
 use crate::{
+    config::Config,
     listing::{self, Changes, Listing},
     node::{
         Context, Node, NodeError,
+        identity::check_grants,
         published::Published,
+        quota::Coming,
         registry::Entry,
         revision::{self, Need, Recipe},
         volumes::TargetLock,
@@ -39,6 +42,14 @@ pub(super) enum Outcome {
 struct Plan {
     changes: Changes,
     need: Need,
+}
+
+/// All that a new revision is made of.
+struct Ready {
+    changed: HashSet<RelPath>,
+    leases: Leases,
+    /// Counts for the namespace until the revision does.
+    _coming: Coming,
 }
 
 impl Node {
@@ -74,7 +85,8 @@ impl Node {
 
     async fn show_now(&self, member: &Member, current: &Current) -> Result<Outcome, NodeError> {
         let (Member { published, recipe, .. }, listing) = (member, &current.listing);
-        self.0.check_grants(recipe)?;
+        let config = self.0.config();
+        check_grants(&config, recipe)?;
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
         if changes.is_empty() && need.is_nothing() {
             self.confirm(member, current).await?;
@@ -87,13 +99,29 @@ impl Node {
             }
         }
         revision::check_size(listing, &recipe.spec)?;
-        let leases = revision::bring(&self.0, recipe, listing, need).await?;
         if changes.is_empty() {
+            let _leases = revision::bring(&self.0, recipe, listing, need).await?;
             self.confirm(member, current).await?;
             return Ok(Outcome::Unchanged);
         }
-        self.swap(member, current, changes.files, leases).await?;
+        let coming = self.grow(&config, member, listing).await?;
+        let leases = revision::bring(&self.0, recipe, listing, need).await?;
+        self.swap(member, current, Ready { changed: changes.files, leases, _coming: coming })
+            .await?;
         Ok(Outcome::Changed)
+    }
+
+    /// Counts a listing for the volume's namespace, before anything of it is fetched.
+    async fn grow(
+        &self,
+        config: &Config,
+        member: &Member,
+        listing: &Arc<Listing>,
+    ) -> Result<Coming, NodeError> {
+        let (recipe, counted) = (Arc::clone(&member.recipe), Arc::clone(listing));
+        let share = for_count(listing.entries().len(), move || recipe.share(&counted)).await;
+        let claim = &member.published.claim;
+        Ok(self.0.volumes.grow(claim, share, &config.limits.namespace)?)
     }
 
     /// Compares with what is shown: by the listing behind it, or, after a restart, by the files.
@@ -164,8 +192,7 @@ impl Node {
         &self,
         member: &Member,
         current: &Current,
-        changed: HashSet<RelPath>,
-        leases: Leases,
+        ready: Ready,
     ) -> Result<(), NodeError> {
         let (node, member, current) = (self.clone(), member.clone(), current.clone());
         self.to_its_end(async move {
@@ -176,7 +203,10 @@ impl Node {
             }
             blocking(move || {
                 let _lock: TargetLock = lock;
-                node.swap_files(&member, &current, &changed, &leases)
+                let swapped = node.swap_files(&member, &current, &ready);
+                // It is shown or given up, even if nobody waits any more.
+                drop(ready);
+                swapped
             })
             .await
         })
@@ -187,10 +217,10 @@ impl Node {
         &self,
         member: &Member,
         current: &Current,
-        changed: &HashSet<RelPath>,
-        leases: &Leases,
+        ready: &Ready,
     ) -> Result<(), NodeError> {
         let (Member { key, published, recipe, .. }, listing) = (member, &current.listing);
+        let Ready { changed, leases, .. } = ready;
         let keep = |entry: &listing::Entry| !changed.contains(&entry.path);
         let replaced = recipe.farm.replace(listing, keep, leases).inspect_err(|_| {
             match LinkFarm::tidy(&self.0.directory(published.medium, key)) {

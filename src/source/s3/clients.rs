@@ -25,7 +25,7 @@ use super::{
     temporary::{Fetched, Origin, Temporary},
 };
 use crate::{
-    config::{Config, EndpointConfig, Timeouts, UrlPattern, is_aws, sts_of_aws},
+    config::{Config, EndpointConfig, Policy, Timeouts, UrlPattern, is_aws, sts_of_aws},
     failure::FailureKind,
     object::EndpointId,
     problems::Problems,
@@ -73,7 +73,7 @@ pub struct S3Clients {
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     default_endpoint: Option<String>,
     /// The hosts that the policy names without a wildcard.
-    spelled_out: Vec<UrlPattern>,
+    spelled_out: Mutex<Vec<UrlPattern>>,
     permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
@@ -169,7 +169,6 @@ impl S3Clients {
                 Err(text) => problems.add(format!("endpoints.{name}.caBundle"), text),
             }
         }
-        let policy = &config.policy.endpoint_urls;
         let default_endpoint = config.default_endpoint_name().map(str::to_owned);
         let default = default_endpoint.as_ref().and_then(|name| config.endpoints.get(name));
         let region = default.map_or("us-east-1", |endpoint| &endpoint.region);
@@ -177,13 +176,21 @@ impl S3Clients {
         problems.into_result(Self {
             endpoints,
             default_endpoint,
-            spelled_out: policy.iter().filter(|pattern| pattern.is_exact()).cloned().collect(),
+            spelled_out: Mutex::new(spelled_out(&config.policy)),
             permits: Arc::new(Semaphore::new(config.fetch.requests)),
             metrics,
             clients: Mutex::default(),
             exchanges: Mutex::default(),
             driver,
         })
+    }
+
+    /// Lets another policy decide how URLs are reached from now on. Sources that are open keep their
+    /// way; clients are made anew, since one may have been made for a URL that was spelled out.
+    pub fn set_policy(&self, policy: &Policy) {
+        *self.spelled_out.lock() = spelled_out(policy);
+        self.clients.lock().clear();
+        self.exchanges.lock().clear();
     }
 
     /// Opens a source for one volume.
@@ -238,7 +245,7 @@ impl S3Clients {
 
     /// How to reach a URL from the attributes; the policy has allowed its host already.
     fn route(&self, attribute: &str, url: &Url) -> Result<Route, SourceError> {
-        if self.spelled_out.iter().any(|pattern| pattern.matches(url)) {
+        if self.spelled_out.lock().iter().any(|pattern| pattern.matches(url)) {
             return Ok(Route::Direct);
         }
         if names_forbidden_address(url) {
@@ -369,6 +376,11 @@ impl S3Clients {
         }
         Ok((Sts { url, region: region.to_owned(), role_arn }, route))
     }
+}
+
+/// The patterns that name one host: whoever wrote them meant it, wherever it is.
+fn spelled_out(policy: &Policy) -> Vec<UrlPattern> {
+    policy.endpoint_urls.iter().filter(|pattern| pattern.is_exact()).cloned().collect()
 }
 
 fn unknown_endpoint(name: &str) -> SourceError {
