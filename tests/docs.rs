@@ -22,15 +22,18 @@ use s3view::{
 
 #[test]
 fn every_named_test_exists() {
-    let text = read("docs/SEMANTICS.md");
-    let names: Vec<_> = inline_code(&text).filter(|code| code.contains("::")).collect();
-    assert!(names.len() > 50, "the notation changed");
-    let missing: Vec<_> = names
-        .into_iter()
-        .filter(|name| !name.ends_with("...")) // the form of a name, not one
-        .filter(|name| !test_exists(name))
-        .collect();
-    assert!(missing.is_empty(), "docs/SEMANTICS.md names tests that do not exist: {missing:#?}");
+    for document in ["docs/SEMANTICS.md", "docs/SECURITY.md"] {
+        let text = read(document);
+        let is_name = |code: &&str| code.contains("::") && !code.contains('\n');
+        let names: Vec<_> = inline_code(&text).filter(is_name).collect();
+        assert!(names.len() > 50, "the notation changed");
+        let missing: Vec<_> = names
+            .into_iter()
+            .filter(|name| !name.ends_with("...")) // the form of a name, not one
+            .filter(|name| !test_exists(name))
+            .collect();
+        assert!(missing.is_empty(), "{document} names tests that do not exist: {missing:#?}");
+    }
 }
 
 #[test]
@@ -82,6 +85,24 @@ fn the_inline_volume_is_a_good_one() {
 fn the_configuration_is_a_good_one() {
     let config = Config::parse(&block("README.md", "endpoints:")).unwrap();
     assert_ne!(config, Config::default());
+}
+
+#[test]
+fn the_policies_of_s3_are_json_and_ask_for_what_is_said() {
+    let text = read("docs/SECURITY.md");
+    let blocks: Vec<&str> = text.split("\n```json\n").skip(1).collect();
+    assert!(blocks.len() > 3, "the notation changed");
+    let listed = |action: &str| text.contains(&format!("| `{action}`"));
+    for block in blocks {
+        let policy: serde_json::Value =
+            serde_json::from_str(block.split("\n```").next().unwrap()).unwrap();
+        let statements = policy["Statement"].as_array().cloned();
+        for statement in statements.unwrap_or_else(|| vec![policy]) {
+            let action = statement["Action"].as_str().unwrap();
+            assert!(listed(action) || action.starts_with("sts:"), "{action} is not in the table");
+        }
+    }
+    Config::parse(&block("docs/SECURITY.md", "driverCredentials:")).unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::{Failed, MountError};
@@ -56,13 +57,19 @@ impl KubeletDir {
     /// The target, made with mode 0750 if it is missing, to be published. Its parent must exist.
     ///
     /// # Errors
-    /// `Target` (`Invalid`) for a symlink on the way or a target that is no directory; `NoParent`;
+    /// `Target` (`Invalid`) for a symlink on the way, a target that is no directory, or a parent in a
+    /// read-only file system, as the view of a volume is: nothing is mounted into it. `NoParent`;
     /// `System` else.
     pub fn create_target(&self, path: &TargetPath) -> Result<Target, MountError> {
         let target = self.reach(path)?.ok_or_else(|| MountError::NoParent {
             path: path.path.clone(),
             parent: path.parent().to_owned(),
         })?;
+        if target.is_in_a_view()? {
+            let rule = "must not lie in a read-only file system, such as the view of another \
+                        volume; give each volume a directory of its own";
+            return Err(path.refused(rule.to_owned()));
+        }
         target.create()?;
         Ok(target)
     }
@@ -221,6 +228,14 @@ impl Target {
             Err(Errno::ENOTDIR) => Err(self.not_a_directory()),
             Err(errno) => Err(Failed::new("remove", errno).at(&self.path)),
         }
+    }
+
+    /// Every view of ours is read-only, and no directory in which the kubelet works is.
+    fn is_in_a_view(&self) -> Result<bool, MountError> {
+        let found = fstatvfs(&self.parent);
+        let found =
+            found.map_err(|errno| Failed::new("inspect the parent of", errno).at(&self.path))?;
+        Ok(found.flags().contains(FsFlags::ST_RDONLY))
     }
 
     fn create(&self) -> Result<(), MountError> {

@@ -1,6 +1,6 @@
 //! Why an operation on a volume failed.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use thiserror::Error;
 
@@ -82,6 +82,18 @@ pub enum NodeError {
         /// What differs.
         difference: String,
     },
+    /// One of two volumes would be mounted over the other, or in it.
+    #[error(
+        "target_path {}: must be neither above nor below {}, where another volume is published; \
+         give each volume a directory of its own",
+        target.display(), other.display()
+    )]
+    Nested {
+        /// Where to publish.
+        target: PathBuf,
+        /// Where the other volume is.
+        other: PathBuf,
+    },
     /// No such volume is published at that path.
     #[error("volume {volume_id:?} is not published at {target:?}")]
     NotPublished {
@@ -117,7 +129,7 @@ impl NodeError {
     /// The kind of this failure.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Invalid(_) => FailureKind::Invalid,
+            Self::Invalid(_) | Self::Nested { .. } => FailureKind::Invalid,
             Self::Spec(error) => error.kind(),
             Self::Source(error) => error.kind(),
             Self::Resolve(error) => error.kind(),

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -50,6 +51,7 @@ const LITTLE: u64 = 1 << 20;
 /// A publish under way.
 #[derive(Debug)]
 pub(super) struct Preparation {
+    pub(super) target: PathBuf,
     pub(super) arguments: PublishArguments,
     /// What it counts for its namespace.
     pub(super) claim: Arc<Claim>,
@@ -107,11 +109,13 @@ impl Drop for Waiting<'_> {
 
 impl Preparation {
     pub(super) fn new(
+        target: PathBuf,
         arguments: PublishArguments,
         claim: Claim,
         cancel: CancellationToken,
     ) -> Self {
         Self {
+            target,
             arguments,
             claim: Arc::new(claim),
             cancel,
@@ -205,7 +209,7 @@ impl Preparation {
             let volume_id = plan.entry.arguments.volume_id();
             tracing::warn!(volume.id = volume_id, %skipped, "some keys cannot be shown as files");
         }
-        let mut summary = revision::summarise(&listed.listing, &recipe, 1);
+        let mut summary = revision::summarise(&listed.listing, &recipe.spec, 1, self.claim.share());
         if let Some(Fallback { confirmed, .. }) = &fallback {
             summary.resolved_at = *confirmed;
         }

@@ -101,14 +101,17 @@ impl Node {
         secrets: VolumeSecretsInput,
     ) -> Result<State, NodeError> {
         let plan = self.plan(place, attributes, secrets)?;
-        let make = || {
-            let cancel = self.0.tasks.token().child_token();
-            let Entry { namespace, medium, .. } = &plan.entry;
-            let claim = Claim::new(namespace.clone(), *medium, Share::default());
-            Preparation::new(place.arguments.clone(), claim, cancel)
-        };
-        Ok(match self.0.volumes.begin(&place.key, &plan.limits, make)? {
+        let target = place.target.as_path();
+        let cancel = self.0.tasks.token().child_token();
+        let Entry { namespace, medium, .. } = &plan.entry;
+        let claim = Claim::new(namespace.clone(), *medium, Share::default());
+        let arguments = place.arguments.clone();
+        let preparation = Preparation::new(target.to_owned(), arguments, claim, cancel);
+        Ok(match self.0.volumes.begin(&place.key, &plan.limits, preparation)? {
             Begun::Existing(state) => state,
+            Begun::Nested(other) => {
+                return Err(NodeError::Nested { target: target.to_owned(), other });
+            }
             Begun::New(preparation) => {
                 let (node, key) = (self.clone(), place.key.clone());
                 let running = Arc::clone(&preparation);

@@ -6,6 +6,7 @@
 
 use std::{
     fmt::Write,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     VolumeStatus,
-    quota::Claim,
+    quota::{Claim, Share},
     refresh::Current,
     registry::{Entry, Shape, Summary},
     revision::{self, Recipe},
@@ -47,6 +48,7 @@ pub(super) type Access = (Principal, Option<SseKeyDigest>);
 /// A volume whose target is mounted.
 #[derive(Debug)]
 pub(super) struct Published {
+    pub(super) target: PathBuf,
     pub(super) arguments: PublishArguments,
     pub(super) view: ViewKind,
     pub(super) medium: Medium,
@@ -148,8 +150,9 @@ impl Published {
     fn with(claim: Arc<Claim>, state: State) -> Self {
         let arguments = state.entry.arguments.clone();
         let (view, medium) = (state.entry.view, state.entry.medium);
+        let target = state.entry.target.clone();
         let (ended, refreshing) = (CancellationToken::new(), tokio::sync::Mutex::default());
-        Self { arguments, view, medium, claim, ended, refreshing, state: Mutex::new(state) }
+        Self { target, arguments, view, medium, claim, ended, refreshing, state: Mutex::new(state) }
     }
 
     /// The record of it.
@@ -202,7 +205,11 @@ impl Published {
         if is_same {
             state.entry.summary.resolved_at = revision::now();
         } else {
-            state.entry.summary = revision::summarise(&current.listing, recipe, revision);
+            // The same content counts the same; it is not known of a volume that was adopted.
+            let known = Some(before.summary.share.clone()).filter(Share::is_known);
+            let share = known.unwrap_or_else(|| recipe.share(&current.listing));
+            let listing = &current.listing;
+            state.entry.summary = revision::summarise(listing, &recipe.spec, revision, share);
             self.claim.shows(&state.entry.summary.share);
         }
         state.shows(recipe, current, principal);
@@ -223,10 +230,11 @@ impl Published {
         replaced: Replaced,
         principal: SealedPrincipal,
     ) -> Entry {
+        let (listing, share) = (&current.listing, recipe.share(&current.listing));
         let mut state = self.state.lock();
         state.retired.extend(replaced.retired.map(|retired| (retired, Instant::now())));
         let revision = replaced.revision.max(state.entry.summary.revision + 1);
-        state.entry.summary = revision::summarise(&current.listing, recipe, revision);
+        state.entry.summary = revision::summarise(listing, &recipe.spec, revision, share);
         self.claim.shows(&state.entry.summary.share);
         state.settling = None;
         state.shows(recipe, current, principal);

@@ -50,6 +50,11 @@ impl Share {
         }
         Self { content: hex::encode(&digest.finalize()[..16]), bytes: listing.bytes(PAGE) }
     }
+
+    /// Whether somebody has looked at the content.
+    pub(super) fn is_known(&self) -> bool {
+        !self.content.is_empty()
+    }
 }
 
 /// What one volume counts for.
@@ -82,6 +87,11 @@ impl Claim {
     /// A volume that holds so much.
     pub(super) fn new(namespace: Option<String>, medium: Medium, now: Share) -> Self {
         Self { namespace, medium, held: Mutex::new(Held { now, coming: None }) }
+    }
+
+    /// What the volume shows, or is about to be published with.
+    pub(super) fn share(&self) -> Share {
+        self.held.lock().now.clone()
     }
 
     /// Notes what the volume shows now, which nobody can refuse any more.

@@ -281,6 +281,8 @@ fn read(path: &Path) -> Option<Entry> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entry() -> Entry {
@@ -333,5 +335,33 @@ mod tests {
         std::fs::create_dir(directory.path().join("lost+found")).unwrap();
         assert!(registry.load().unwrap().is_empty());
         assert!(!registry.path(&entry().key()).exists());
+    }
+
+    proptest! {
+        /// Whatever stands in a file: it is an entry under its own name, or it is dropped.
+        #[test]
+        fn no_file_is_more_than_an_entry(
+            target in "[a./\\\\\0]{0,12}",
+            noise in proptest::collection::vec(any::<u8>(), 0..60),
+            cut in any::<prop::sample::Index>(),
+            is_torn in any::<bool>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let registry = Registry::open(directory.path().to_owned()).unwrap();
+            let path = registry.path(&entry().key());
+            let target = serde_json::to_string(&target).unwrap();
+            let good = serde_json::to_string(&entry()).unwrap();
+            let mut text = good.replace("\"/pods/1/mount\"", &target).into_bytes();
+            if is_torn {
+                text.truncate(cut.index(text.len()));
+                text.extend(noise);
+            }
+            std::fs::write(&path, text).unwrap();
+            for (key, found) in registry.load().unwrap() {
+                prop_assert_eq!(&key, &found.key());
+                prop_assert_eq!(registry.path(&key), path.clone());
+            }
+            prop_assert_eq!(path.exists(), !registry.load().unwrap().is_empty());
+        }
     }
 }

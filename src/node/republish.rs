@@ -59,15 +59,14 @@ impl Node {
         let brought = Brought::parse(attributes, secrets, &config);
         let brought = brought.map_err(|problems| unusable(problems.to_string()))?;
         // A volume that works goes on as it is; after a restart its attributes are read again.
-        let spec = match published.recipe() {
-            Some(known) => Arc::clone(&known.spec),
-            None => {
-                let spec = publish::spec(&config, place, attributes, Some(&brought));
-                Arc::new(spec.map_err(|error| {
-                    let why = full_message(&error);
-                    format!("it is not refreshed, because its attributes are refused now: {why}")
-                })?)
-            }
+        let spec = if let Some(known) = published.recipe() {
+            Arc::clone(&known.spec)
+        } else {
+            let spec = publish::spec(&config, place, attributes, Some(&brought));
+            Arc::new(spec.map_err(|error| {
+                let why = full_message(&error);
+                format!("it is not refreshed, because its attributes are refused now: {why}")
+            })?)
         };
         let source = self.0.source(&config, &spec, &brought);
         let source = source.map_err(|error| unusable(full_message(&error)))?;

@@ -52,7 +52,7 @@ impl Recipe {
         ListingKey::new(&self.source, &self.spec)
     }
 
-    /// What a listing counts for the volume's namespace.
+    /// What a listing counts for the volume's namespace. Takes time in proportion to its entries.
     pub(super) fn share(&self, listing: &Listing) -> Share {
         Share::of(listing, LinkFarm::variant(&self.shape.ownership))
     }
@@ -200,14 +200,19 @@ pub(super) fn check_size(listing: &Listing, spec: &VolumeSpec) -> Result<(), Nod
 }
 
 /// What a volume shows, for its condition and figures.
-pub(super) fn summarise(listing: &Listing, recipe: &Recipe, revision: u64) -> Summary {
-    let (spec, skipped) = (&recipe.spec, listing.skipped());
+pub(super) fn summarise(
+    listing: &Listing,
+    spec: &VolumeSpec,
+    revision: u64,
+    share: Share,
+) -> Summary {
+    let skipped = listing.skipped();
     Summary {
         revision,
         objects: listing.entries().len() as u64,
         directories: listing.directories().len() as u64,
         bytes: listing.bytes(1),
-        share: recipe.share(listing),
+        share,
         max_bytes: spec.max_size.map(ByteSize::bytes),
         max_objects: spec.max_objects,
         skipped: if skipped.count() > 0 { skipped.to_string() } else { String::new() },

@@ -17,6 +17,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    path::{Path, PathBuf},
     sync::{Arc, Weak},
 };
 
@@ -51,6 +52,8 @@ pub(super) enum Begun {
     New(Arc<Preparation>),
     /// Another call was faster.
     Existing(State),
+    /// The path lies below or above the target of another volume, this one.
+    Nested(PathBuf),
 }
 
 /// All target paths of the node.
@@ -62,6 +65,17 @@ pub(super) struct Volumes {
 
 /// The right to change what is mounted at one target.
 pub(super) type TargetLock = OwnedMutexGuard<()>;
+
+impl State {
+    /// The target path; unknown while what was never published is unpublished.
+    fn target(&self) -> Option<&Path> {
+        match self {
+            Self::Preparing(preparation) => Some(&preparation.target),
+            Self::Published(published) => Some(&published.target),
+            Self::Unpublishing { before, .. } => before.as_ref().map(|it| it.target.as_path()),
+        }
+    }
+}
 
 impl Volumes {
     /// Waits for the right to change what is mounted at a target.
@@ -85,8 +99,8 @@ impl Volumes {
         self.states.lock().get(key).cloned()
     }
 
-    /// Enters the preparation that `make` makes, if the path has no state and the limits leave room
-    /// for one more volume of its namespace.
+    /// Enters `preparation`, if the path has no state, no other volume would be mounted over or be a
+    /// part of it, and the limits leave room for one more volume of its namespace.
     ///
     /// # Errors
     /// [`OverLimit`].
@@ -94,13 +108,18 @@ impl Volumes {
         &self,
         key: &VolumeKey,
         limits: &NamespaceLimits,
-        make: impl FnOnce() -> Preparation,
+        preparation: Preparation,
     ) -> Result<Begun, OverLimit> {
         let mut states = self.states.lock();
         if let Some(state) = states.get(key) {
             return Ok(Begun::Existing(state.clone()));
         }
-        let preparation = Arc::new(make());
+        let target = &preparation.target;
+        let mut others = states.values().filter_map(State::target);
+        if let Some(other) = others.find(|it| it.starts_with(target) || target.starts_with(it)) {
+            return Ok(Begun::Nested(other.to_owned()));
+        }
+        let preparation = Arc::new(preparation);
         claims(&states, limits).admit(&preparation.claim)?;
         states.insert(key.clone(), State::Preparing(Arc::clone(&preparation)));
         Ok(Begun::New(preparation))

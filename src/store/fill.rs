@@ -17,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, copy_file_range, openat},
     sys::stat::Mode,
 };
@@ -184,9 +185,14 @@ fn open_here(store: &Store, id: &BlobId) -> Result<Option<Target>, StoreError> {
     }
 }
 
-fn open_blob(store: &Store, name: &str) -> io::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    Ok(openat(&store.0.blobs, name, flags, Mode::empty())?.into())
+/// Opens a blob's file. A symlink in its place is nobody's blob, and as good as missing: what is put
+/// next takes the name from it.
+pub(super) fn open_blob(store: &Store, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    match openat(&store.0.blobs, name, flags, Mode::empty()) {
+        Err(Errno::ELOOP) => Err(Errno::ENOENT.into()),
+        opened => Ok(opened?.into()),
+    }
 }
 
 /// Gives a dressed file its name, unless the same blob came first.

@@ -558,3 +558,20 @@ fn other_bytes_under_the_same_version_are_corrupt() {
     assert_eq!(error.kind(), FailureKind::Corrupt);
     assert!(store.lookup(principal("b"), &version("k", 7)).is_none());
 }
+
+#[test]
+fn a_planted_symlink_is_no_blob() {
+    let fixture = Fixture::new();
+    drop(put(&fixture.open(4), "k", b"content", "a"));
+    let blob = fixture.blobs().remove(0);
+    let outside = tempfile::tempdir().unwrap();
+    let elsewhere = outside.path().join("file");
+    // What it leads to is even what the name promises.
+    std::fs::rename(&blob, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &blob).unwrap();
+    let store = fixture.open(4);
+    assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_none());
+    drop(put(&store, "k", b"content", "a"));
+    assert!(blob.symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read(&elsewhere).unwrap(), b"content");
+}

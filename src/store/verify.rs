@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 
-use super::{Store, StoreError, blob::BlobName};
+use super::{Store, StoreError, blob::BlobName, fill::open_blob};
 
 /// The attribute that holds the id of the boot in which the file was read through.
 pub(super) const MARK: &str = "user.s3view.verified";
@@ -78,7 +78,7 @@ pub(super) fn verify(store: &Store, name: &BlobName) -> Result<bool, StoreError>
         }
         _ => return Ok(false),
     }
-    let file = match File::open(store.0.path_of(name)) {
+    let file = match open_blob(store, &name.to_string()) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             store.0.index.lock().remove(name);
@@ -102,7 +102,7 @@ pub(super) fn verify(store: &Store, name: &BlobName) -> Result<bool, StoreError>
 pub(super) fn discard(store: &Store, name: &BlobName, metadata: &Metadata) {
     let mut index = store.0.index.lock();
     let path = store.0.path_of(name);
-    if !std::fs::metadata(&path).is_ok_and(|now| now.ino() == metadata.ino()) {
+    if !std::fs::symlink_metadata(&path).is_ok_and(|now| now.ino() == metadata.ino()) {
         return;
     }
     index.remove(name);

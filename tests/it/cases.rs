@@ -6,6 +6,7 @@ use crate::{
     faults,
     fixture::Fixture,
     identity, lifecycle, policy, protocol, radosgw, refresh, requests, resources, rotation,
+    secrecy,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -225,9 +226,14 @@ pub(crate) fn all() -> Vec<Case> {
             metrics_and_health_are_served,
             later_features_say_so,
             targets_outside_the_kubelet_are_refused,
+            no_volume_is_mounted_over_another,
             secrets_appear_nowhere,
             a_url_needs_the_policy,
             a_proxy_is_used,
+        }
+        secrecy {
+            a_leak_would_be_found,
+            no_core_holds_a_secret,
         }
         versions {
             small_pages_change_nothing,

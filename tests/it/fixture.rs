@@ -96,10 +96,12 @@ impl Fixture {
     }
 
     pub(crate) async fn publish(&self, pod: &Pod) -> PathBuf {
-        self.kubelet
-            .publish(pod)
-            .await
-            .unwrap_or_else(|status| panic!("publish failed: {status:?}\n{}", self.home.log()))
+        let published = self.kubelet.publish(pod).await;
+        let target = published
+            .unwrap_or_else(|status| panic!("publish failed: {status:?}\n{}", self.home.log()));
+        // The condition is looked through for secrets when the case ends.
+        drop(self.kubelet.stats(pod).await);
+        target
     }
 
     /// Begins a publish whose answer the case asks for later.

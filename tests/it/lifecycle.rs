@@ -35,7 +35,8 @@ pub(crate) async fn other_arguments_are_refused(fixture: Fixture) {
     assert!(status.message().contains("fileMode"), "{status:?}");
     assert!(is_mount_point(&target), "the published volume stays");
     // Secrets, pod information and readonly are no arguments.
-    let mut same = pod.clone().with_secrets(&[("accesskey", "minio"), ("secretkey", "x")]);
+    let mut same =
+        pod.clone().with_secrets(&[("accesskey", "minio"), ("secretkey", "not-that-of-minio")]);
     "renamed".clone_into(&mut same.name);
     fixture.publish(&same).await;
 }

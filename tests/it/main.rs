@@ -27,6 +27,7 @@ mod refresh;
 mod requests;
 mod resources;
 mod rotation;
+mod secrecy;
 mod versions;
 mod views;
 

@@ -15,7 +15,7 @@ use s3view::csi::proto::{
 use tonic::Code;
 
 use crate::{
-    fixture::{Fixture, PROGRAM, files, tree},
+    fixture::{Fixture, PROGRAM, files, is_mount_point, tree},
     support::kubelet::Pod,
 };
 
@@ -212,6 +212,49 @@ pub(crate) async fn targets_outside_the_kubelet_are_refused(fixture: Fixture) {
     }
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     assert!(fixture.home.mounts().is_empty());
+}
+
+pub(crate) async fn no_volume_is_mounted_over_another(mut fixture: Fixture) {
+    fixture.put_certificates().await;
+    let pod = fixture.pod("certs").with("layout", "files");
+    let other = fixture.pod("certs");
+    // While the first is being made, and when it is there.
+    fixture.embedded().latency(Some(std::time::Duration::from_millis(300)));
+    let publish = fixture.publish_meanwhile(&pod);
+    while fixture.embedded().requests().lists() == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let target = fixture.kubelet.target(&pod);
+    let nested = [target.join("sub"), target.join("new"), target.parent().unwrap().to_owned()];
+    for is_published in [false, true] {
+        for nested in &nested {
+            let request = other.publish_request(nested);
+            let status = fixture.kubelet.publish_raw(request, other.timeout).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument, "{is_published}: {status:?}");
+            let named = status.message().split_once("below").unwrap().1;
+            assert!(named.contains(target.to_str().unwrap()), "{status:?}");
+        }
+        if !is_published {
+            fixture.embedded().latency(None);
+        }
+        assert!(is_mount_point(&target) || !is_published);
+        while !is_mount_point(&target) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+    publish.await.unwrap().unwrap();
+    // Nor is it when nobody remembers the first: its view is read-only.
+    let registry = fixture.home.state_dir().join("memory/registry");
+    for entry in std::fs::read_dir(registry).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    fixture.restart().await;
+    let request = other.publish_request(&target.join("sub"));
+    let status = fixture.kubelet.publish_raw(request, other.timeout).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("read-only"), "{status:?}");
+    assert_eq!(fixture.home.mounts(), std::slice::from_ref(&target));
+    assert_eq!(tree(&target)["sub/password"], "secret");
 }
 
 pub(crate) async fn secrets_appear_nowhere(fixture: Fixture) {

@@ -210,7 +210,7 @@ pub(crate) async fn a_volume_that_never_refreshes_asks_nothing(mut fixture: Fixt
     let target = fixture.publish(&pod).await;
     fixture.embedded().reset_requests();
     fixture.put("certs/keystore.jks", "rotated").await;
-    let other = pod.clone().with_secrets(&[("accesskey", "a"), ("secretkey", "other")]);
+    let other = pod.clone().with_secrets(&[("accesskey", "a"), ("secretkey", "other-secret-key")]);
     fixture.publish(&other).await;
     fixture.restart().await;
     fixture.publish(&pod).await;
@@ -572,7 +572,9 @@ pub(crate) async fn what_was_read_before_starts_a_pod(mut fixture: Fixture) {
         let (message, _) = fixture.condition(&pod).await;
         assert!(message.contains("the last success was"), "{message}");
         // Who was not allowed before gets nothing, and neither does who does not ask for it.
-        let stranger = other.clone().with_secrets(&[("accesskey", "minio"), ("secretkey", "x")]);
+        let stranger = other
+            .clone()
+            .with_secrets(&[("accesskey", "minio"), ("secretkey", "not-that-of-minio")]);
         let status = fixture.refused(&stranger, Code::Unavailable).await;
         assert!(status.message().contains("nothing that this credential"), "{status:?}");
         let plain = fixture.following("certs", "300ms").with("view", view);

@@ -92,7 +92,9 @@ pub(crate) async fn a_proof_lasts_as_long_as_it_may(mut fixture: Fixture) {
 pub(crate) async fn a_wrong_secret_gets_nothing_from_the_cache(fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.publish(&fixture.pod("certs")).await;
-    let pod = fixture.pod("certs").with_secrets(&[("accesskey", "minio"), ("secretkey", "guess")]);
+    let pod = fixture
+        .pod("certs")
+        .with_secrets(&[("accesskey", "minio"), ("secretkey", "guessed-secret-key")]);
     fixture.refused(&pod, Code::Unauthenticated).await;
 }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,7 +26,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-use super::plugin::Home;
+use super::{plugin::Home, secrecy::Watch};
 
 /// The kubelet gives publish and unpublish two minutes.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -114,6 +117,7 @@ impl Pod {
 pub(crate) struct Kubelet {
     root: PathBuf,
     channel: Channel,
+    watch: Arc<Watch>,
 }
 
 impl Kubelet {
@@ -131,7 +135,7 @@ impl Kubelet {
         });
         let endpoint = Endpoint::from_static("http://localhost");
         let channel = endpoint.connect_with_connector(connect).await.ok()?;
-        Some(Self { root: home.kubelet_dir(), channel })
+        Some(Self { root: home.kubelet_dir(), channel, watch: Arc::clone(home.watch()) })
     }
 
     /// Where a pod's volume is published.
@@ -157,9 +161,11 @@ impl Kubelet {
         request: NodePublishVolumeRequest,
         timeout: Duration,
     ) -> Result<(), Status> {
+        self.watch.request(&request.secrets, &request.volume_context);
         let mut request = Request::new(request);
         request.set_timeout(timeout);
-        self.node().node_publish_volume(request).await.map(drop)
+        let answer = self.node().node_publish_volume(request).await;
+        answer.map(drop).inspect_err(|status| self.watch.said("an answer", format!("{status:?}")))
     }
 
     /// Unpublishes a pod's volume.
@@ -184,7 +190,9 @@ impl Kubelet {
             volume_path: path_text(&self.target(pod)),
             ..NodeGetVolumeStatsRequest::default()
         };
-        self.node().node_get_volume_stats(request).await.map(tonic::Response::into_inner)
+        let answer = self.node().node_get_volume_stats(request).await;
+        self.watch.said("a volume's condition", format!("{answer:?}"));
+        answer.map(tonic::Response::into_inner)
     }
 
     /// Asks who the node is.

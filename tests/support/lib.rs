@@ -10,5 +10,6 @@ pub(crate) mod namespace;
 pub(crate) mod plugin;
 pub(crate) mod radosgw;
 pub(crate) mod s3;
+pub(crate) mod secrecy;
 pub(crate) mod server;
 pub(crate) mod surroundings;

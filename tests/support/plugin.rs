@@ -2,8 +2,11 @@
 
 use std::{
     fs::File,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::kubelet::Kubelet;
+use super::{kubelet::Kubelet, secrecy::Watch, server::CREDENTIALS};
 
 /// How long a plugin may take to be ready.
 const READY: Duration = Duration::from_secs(20);
@@ -26,14 +29,17 @@ pub(crate) struct Home {
     program: PathBuf,
     env: Vec<(String, String)>,
     log_level: String,
+    watch: Arc<Watch>,
 }
 
 impl Home {
     /// Makes the directories. `program` is the `s3view-node` to run.
     pub(crate) fn new(program: impl Into<PathBuf>, config: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("s3view-").tempdir().expect("a directory");
-        let home =
-            Self { directory, program: program.into(), env: Vec::new(), log_level: "debug".into() };
+        let watch = Arc::<Watch>::default();
+        watch.secret("the server's secret key", CREDENTIALS.1);
+        let (program, env, log_level) = (program.into(), Vec::new(), "trace".to_owned());
+        let home = Self { directory, program, env, log_level, watch };
         for name in ["kubelet", "state", "disk", "plugin"] {
             std::fs::create_dir(home.path().join(name)).expect("an empty directory");
         }
@@ -56,7 +62,23 @@ impl Home {
 
     /// Sets the environment of later starts.
     pub(crate) fn set_env(&mut self, env: &[(&str, &str)]) {
+        for (name, value) in env.iter().filter(|(name, _)| name.starts_with("AWS_")) {
+            if ["SECRET", "TOKEN"].iter().any(|word| name.contains(word)) {
+                self.watch.secret(name, value);
+            }
+        }
         self.env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    }
+
+    /// Who looks for secrets here when the case is over.
+    pub(crate) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+
+    /// Where a secret can be read that the plugin was handed.
+    pub(crate) fn leaks(&self) -> Vec<String> {
+        let log = std::fs::read(self.path().join("log")).unwrap_or_default();
+        self.watch.leaks(&log, &[self.state_dir(), self.path().join("disk")])
     }
 
     /// The directory of all directories.
@@ -110,7 +132,8 @@ impl Home {
     pub(crate) async fn try_start(&self) -> Result<Plugin, String> {
         let child = self.command().spawn();
         let child = child.map_err(|error| format!("s3view-node cannot be started: {error}"))?;
-        let mut plugin = Plugin { child };
+        let (metrics, watch) = (self.metrics(), Arc::clone(&self.watch));
+        let mut plugin = Plugin { child, metrics, watch };
         let began = Instant::now();
         loop {
             if let Some(kubelet) = Kubelet::try_connect(self).await
@@ -128,6 +151,13 @@ impl Home {
         }
     }
 
+    /// Where the plugin serves its metrics, if it is configured to.
+    fn metrics(&self) -> Option<SocketAddr> {
+        let config = std::fs::read_to_string(self.path().join("config.yaml")).ok()?;
+        let (_, rest) = config.split_once("metrics: { address: '")?;
+        rest.split('\'').next()?.parse().ok()
+    }
+
     /// The mount points below the kubelet directory.
     pub(crate) fn mounts(&self) -> Vec<PathBuf> {
         mounts_below(&self.kubelet_dir())
@@ -136,10 +166,20 @@ impl Home {
 
 impl Drop for Home {
     /// Leaves nothing mounted, whatever a test did.
+    ///
+    /// # Panics
+    /// If a secret of the case can be read somewhere; a case that has failed is told only.
     fn drop(&mut self) {
+        let leaks = self.leaks();
         for mount in mounts_below(self.path()).into_iter().rev() {
             let _ignored = umount2(&mount, MntFlags::MNT_DETACH);
         }
+        if leaks.is_empty() {
+            return;
+        }
+        let leaks = leaks.join("\n");
+        assert!(std::thread::panicking(), "secrets have leaked:\n{leaks}");
+        eprintln!("secrets have leaked:\n{leaks}");
     }
 }
 
@@ -153,6 +193,8 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Plugin {
     child: Child,
+    metrics: Option<SocketAddr>,
+    watch: Arc<Watch>,
 }
 
 impl Plugin {
@@ -163,6 +205,7 @@ impl Plugin {
 
     /// Asks it to end, and waits.
     pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.read_metrics();
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
         kill(pid, Signal::SIGTERM).expect("our own child");
         self.child.wait().expect("our own child")
@@ -176,8 +219,26 @@ impl Plugin {
 
     /// Ends it as a crash would.
     pub(crate) fn kill(mut self) {
+        self.read_metrics();
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
+    }
+
+    /// Notes what the metrics say, for who looks for secrets.
+    fn read_metrics(&mut self) {
+        let Some(address) = self.metrics.take() else { return };
+        let read = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        // A plugin that has ended serves nothing.
+        if let Ok(text) = read() {
+            self.watch.said("the metrics", text);
+        }
     }
 
     /// A figure of /proc/<pid>/status in KiB, such as `VmRSS` or `VmHWM`.
@@ -191,6 +252,7 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
+        self.read_metrics();
         let _ended = self.child.kill();
         let _reaped = self.child.wait();
     }

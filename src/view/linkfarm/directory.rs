@@ -1,7 +1,10 @@
 //! An open directory: the one way in which a link farm touches a file system.
 //!
-//! Names are resolved one at a time below an open descriptor, symlinks are never followed, and
-//! every change passes [`effect::permit`].
+//! What is opened is opened below an open descriptor by openat2(2), which neither leaves it nor
+//! follows a symlink, whatever the name is and whoever changes the tree meanwhile. Other calls take
+//! a single name and do not follow it. Every change passes [`effect::permit`].
+//!
+//! Only a volume's directory itself is opened by its path, which lies in directories of root's.
 
 use std::{
     ffi::{CStr, CString},
@@ -13,7 +16,7 @@ use nix::{
     NixPath,
     dir::{Dir, Type},
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat, renameat},
     sys::stat::{FileStat, Mode as Permissions, SFlag, fchmod, fstatat, mkdirat},
     unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, symlinkat, unlinkat},
 };
@@ -63,7 +66,7 @@ impl AsFd for Directory {
 impl Directory {
     /// Opens the directory at `path`; `None` if there is none.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, ViewError> {
-        Self::open_at(AT_FDCWD, path, path.to_owned())
+        Self::opened(open(path, FLAGS, Permissions::empty()), path.to_owned())
     }
 
     /// Opens a directory in this one; `None` if the name is missing or something else.
@@ -76,14 +79,23 @@ impl Directory {
         self.find(name)?.ok_or_else(|| self.failed("open", name, Errno::ENOENT))
     }
 
+    /// Linux 5.6+.
     fn open_at<P: NixPath + ?Sized>(
         at: impl AsFd,
         name: &P,
         path: PathBuf,
     ) -> Result<Option<Self>, ViewError> {
-        match openat(at, name, FLAGS, Permissions::empty()) {
+        let beneath = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        Self::opened(openat2(at, name, OpenHow::new().flags(FLAGS).resolve(beneath)), path)
+    }
+
+    fn opened(fd: nix::Result<OwnedFd>, path: PathBuf) -> Result<Option<Self>, ViewError> {
+        match fd {
             Ok(fd) => Ok(Some(Self { fd, path })),
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            // EXDEV: the name leads out of the directory.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
             Err(errno) => Err(io_error("open", &path, errno.into())),
         }
     }

@@ -465,3 +465,73 @@ fn a_symlink_in_the_way_is_not_followed() {
         assert_eq!(names(outside.path()), set(["precious"]));
     }
 }
+
+#[test]
+fn no_name_leads_out_of_a_directory() {
+    let top = tempfile::tempdir().unwrap();
+    fs::create_dir_all(top.path().join("in/a/b")).unwrap();
+    fs::create_dir(top.path().join("out")).unwrap();
+    std::os::unix::fs::symlink("../out", top.path().join("in/link")).unwrap();
+    std::os::unix::fs::symlink("../../out", top.path().join("in/a/link")).unwrap();
+    let directory = Directory::open(&top.path().join("in")).unwrap().unwrap();
+    assert!(directory.find("a").unwrap().is_some());
+    let absolute = top.path().join("out");
+    let names = ["link", "../out", "a/../../out", "a/link", absolute.to_str().unwrap(), "a/b/c"];
+    for name in names {
+        assert!(directory.find(name).unwrap().is_none(), "{name}");
+    }
+}
+
+/// Whoever could write to a volume's files while they are replaced and removed would gain nothing.
+#[test]
+fn a_raced_symlink_leads_nowhere() {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    for layout in LAYOUTS {
+        let fixture = Fixture::new(layout);
+        let outside = tempfile::tempdir().unwrap();
+        for name in ["precious", "sub/a", "sub/precious"] {
+            let path = outside.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "precious").unwrap();
+        }
+        let planted = fixture.farm.directory.with_file_name("planted");
+        std::os::unix::fs::symlink(outside.path(), &planted).unwrap();
+        let (stop, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
+        let volume = &fixture.farm.directory;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let places = ["root", "root/d", "root/..1", "root/..1/d", "root/..2/d", "next"];
+                for place in places.iter().cycle() {
+                    let place = volume.join(place);
+                    let flags = RenameFlags::RENAME_EXCHANGE;
+                    if renameat2(AT_FDCWD, &planted, AT_FDCWD, &place, flags).is_ok() {
+                        swaps.fetch_add(1, Ordering::Relaxed);
+                        std::thread::yield_now();
+                        // Back, so that there is something to swap.
+                        let _back = renameat2(AT_FDCWD, &planted, AT_FDCWD, &place, flags);
+                    }
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let began = std::time::Instant::now();
+            let (old, new) = (list(&[("d/sub/a", "1"), ("x", "1")]), list(&[("d/sub/b", "2")]));
+            let (first, second) = (fixture.leases(&old, |_| true), fixture.leases(&new, |_| true));
+            // What fails, fails: only what is outside counts.
+            while swaps.load(Ordering::Relaxed) < 200 && began.elapsed().as_secs() < 20 {
+                drop(fixture.farm.create(&old, &first));
+                drop(fixture.farm.replace(&new, |_| false, &second));
+                drop(LinkFarm::tidy(volume));
+                drop(fixture.farm.replace(&old, |_| false, &first));
+                drop(fixture.farm.read());
+                drop(fixture.farm.remove());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(swaps.into_inner() >= 200, "nothing was raced");
+        assert_eq!(names(outside.path()), set(["precious", "sub"]));
+        assert_eq!(names(&outside.path().join("sub")), set(["a", "precious"]));
+    }
+}
