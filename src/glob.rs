@@ -8,6 +8,9 @@ use std::fmt;
 use globset::{Glob, GlobBuilder, GlobMatcher};
 use thiserror::Error;
 
+/// How many patterns a list may have: each is tried on each key of a bucket.
+const MOST: usize = 32;
+
 /// Which keys of a source are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -95,7 +98,12 @@ fn last_name(path: &str) -> &str {
 }
 
 fn parse_list(text: &str) -> Result<Vec<Pattern>, GlobError> {
-    text.split(['\n', ',']).map(str::trim).filter(|p| !p.is_empty()).map(Pattern::parse).collect()
+    let patterns = text.split(['\n', ',']).map(str::trim).filter(|p| !p.is_empty());
+    if let Some(pattern) = patterns.clone().nth(MOST) {
+        let reason = format!("it is one more than the {MOST} that a list may have");
+        return Err(GlobError { pattern: pattern.into(), reason });
+    }
+    patterns.map(Pattern::parse).collect()
 }
 
 #[cfg(test)]
@@ -122,6 +130,13 @@ mod tests {
         let filter = Filter::parse("*.jks", "old/**").unwrap();
         assert!(filter.accepts("new/a.jks"));
         assert!(!filter.accepts("old/a.jks"));
+    }
+
+    #[test]
+    fn a_list_has_an_end() {
+        let list = |count: usize| vec!["**/a*b"; count].join(",");
+        assert!(Filter::parse(&list(MOST), &list(MOST)).is_ok());
+        assert!(Filter::parse("", &list(MOST + 1)).unwrap_err().to_string().contains("32"));
     }
 
     #[test]

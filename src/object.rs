@@ -70,7 +70,8 @@ pub enum NameError {
     /// Not a bucket name by the S3 naming rules.
     #[error(
         "{name:?} must be a bucket name: 3 to 63 characters of a-z, 0-9, '.' and '-', starting \
-         and ending with a letter or digit, without '..', and not an IP address"
+         and ending with a letter or digit, without '..', not an IP address, and not the name of an \
+         access point or directory bucket (such as ...--x-s3)"
     )]
     Bucket {
         /// The rejected name.
@@ -92,6 +93,11 @@ pub enum NameError {
 
 const MAX_KEY: usize = 1024;
 
+/// Endings of names that stand for other things than general purpose buckets (access points,
+/// directory buckets, tables), which are read in other ways.
+const RESERVED: [&str; 7] =
+    ["-s3alias", "--ol-s3", "--op-s3", "--x-s3", "--xa-s3", "--table-s3", ".mrap"];
+
 impl Bucket {
     /// Checks a name against the S3 rules for general purpose buckets.
     ///
@@ -105,6 +111,7 @@ impl Bucket {
             && bytes.first().is_some_and(|&b| edge(b))
             && bytes.last().is_some_and(|&b| edge(b))
             && !name.contains("..")
+            && !RESERVED.iter().any(|suffix| name.ends_with(suffix))
             && name.parse::<std::net::Ipv4Addr>().is_err();
         if good { Ok(Self(name.into())) } else { Err(NameError::Bucket { name: name.into() }) }
     }
@@ -223,6 +230,8 @@ mod tests {
     #[test_case("a..b", false; "two dots")]
     #[test_case("192.168.0.1", false; "an address")]
     #[test_case("a_b_c", false; "underscore")]
+    #[test_case("data--use1-az4--x-s3", false; "a directory bucket")]
+    #[test_case("data-x-s3", true; "nearly a directory bucket")]
     fn bucket_names_follow_the_s3_rules(name: &str, good: bool) {
         assert_eq!(Bucket::parse(name).is_ok(), good);
     }

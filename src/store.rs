@@ -208,6 +208,11 @@ impl Store {
         self.0.medium
     }
 
+    /// The configured size in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.0.capacity
+    }
+
     /// The directory of all volumes' revisions.
     pub fn volumes(&self) -> PathBuf {
         self.0.root.join("volumes")

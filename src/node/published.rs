@@ -39,6 +39,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How many intervals a volume may be behind before its condition is abnormal.
 const PATIENCE: u32 = 3;
 
+/// How long a listing and what it brings may take beside the intervals.
+const SLACK: Duration = Duration::from_secs(30);
+
 /// How often a volume without an interval is tried until it shows what S3 has now.
 pub(super) const HEALING: Duration = Duration::from_mins(1);
 
@@ -337,10 +340,18 @@ impl Published {
         let state = self.state.lock();
         let summary = state.entry.summary.clone();
         let interval = state.recipe.as_ref().map_or(HEALING, |recipe| interval(recipe));
-        let lags = |failing: &Failing| failing.since.elapsed() >= interval * PATIENCE;
-        let abnormal = !is_mounted || state.health.failing.as_ref().is_some_and(lags);
+        let patience = interval * PATIENCE;
+        let fails = |failing: &Failing| failing.since.elapsed() >= patience;
+        // A listing that takes too long is no failure yet, and as bad.
+        let follows = state.recipe.as_ref().is_some_and(|it| it.spec.refresh != Refresh::Never);
+        let age = state.asked_at.map(|at| at.elapsed()).filter(|_| follows);
+        let is_behind = age.is_some_and(|age| age >= patience + SLACK);
+        let abnormal = !is_mounted || is_behind || state.health.failing.as_ref().is_some_and(fails);
         let mut message = describe(&summary);
         state.health.describe(&mut message, &summary);
+        if is_behind && state.health.failing.is_none() {
+            message.push_str("; the refresh that is under way takes long");
+        }
         if state.recipe.is_none() && state.health.failing.is_none() {
             message.push_str("; refreshes go on when the kubelet has brought credentials again");
         }

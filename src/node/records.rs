@@ -2,7 +2,7 @@
 //! source and principal, beside the blobs that it names and on the same medium.
 //!
 //! ```text
-//! <store>/v1/records/<sealed principal and sources>.json     mtime: when S3 last confirmed it
+//! <store>/v1/records/<sealed principal and sources>.json     mtime: when all of it was proven
 //! ```
 //!
 //! The name is a keyed digest, so a record is found only by who knows the whole credential, and
@@ -32,11 +32,14 @@ use crate::{
     object::{Bucket, ETag, EndpointId, Key, Object, ObjectVersion, SseKeyDigest},
     relpath::RelPath,
     source::NodeKey,
-    volume::WhenUnavailable,
+    store::pages,
 };
 
 /// The version of the files; others are not read.
 const FORMAT: u32 = 1;
+
+/// Which part of a store's size its records may take: one of so many.
+const SHARE: u64 = 16;
 
 /// How far in the future a record may lie and still be believed: clocks are set.
 const SKEW: Duration = Duration::from_hours(1);
@@ -89,11 +92,31 @@ impl Records {
         *self.cached_for.lock() = cached_for;
     }
 
-    /// Keeps what a recipe resolved to, beside its blobs; a failure is logged.
+    /// Keeps what a recipe resolved to, beside its blobs, as proven now: S3 let this principal read
+    /// each object of it. A failure is logged.
     pub(super) fn keep(&self, recipe: &Recipe, listing: &Arc<Listing>) {
+        self.write(recipe, listing, SystemTime::now());
+    }
+
+    /// Lets a record follow what a recipe resolves to, if there is one. It stays as old as it is: a
+    /// listing proves no right to read, so it neither prolongs a record nor brings one back that was
+    /// forgotten.
+    pub(super) fn amend(&self, recipe: &Recipe, listing: &Arc<Listing>) {
+        let path = self.path(&recipe.store.records(), &recipe.listing_key());
+        let known = self.written.lock().get(&path).and_then(Weak::upgrade);
+        if known.is_some_and(|known| Arc::ptr_eq(&known, listing)) {
+            return;
+        }
+        if let Ok(proven) = path.metadata().and_then(|found| found.modified()) {
+            self.write(recipe, listing, proven);
+        }
+    }
+
+    fn write(&self, recipe: &Recipe, listing: &Arc<Listing>, proven: SystemTime) {
         let (directory, asked) = (recipe.store.records(), recipe.listing_key());
-        self.sweep(&directory);
-        if let Err(error) = self.save(&directory, &asked, listing) {
+        let saved = self.save(&directory, &asked, listing, proven);
+        self.sweep(&directory, recipe.store.capacity() / SHARE);
+        if let Err(error) = saved {
             tracing::warn!(%error, "failed to keep a listing for the time when S3 is gone");
             return;
         }
@@ -104,27 +127,15 @@ impl Records {
         written.insert(self.path(&directory, &asked), Arc::downgrade(listing));
     }
 
-    /// Notes that S3 confirmed `listing` to a recipe again. A record of another listing, which this
-    /// recipe saw in an earlier volume, gives way.
-    pub(super) fn keep_on(&self, recipe: &Recipe, listing: &Arc<Listing>) {
-        let (directory, asked) = (recipe.store.records(), recipe.listing_key());
-        let known = self.written.lock().get(&self.path(&directory, &asked)).and_then(Weak::upgrade);
-        let is_same = known.is_some_and(|known| Arc::ptr_eq(&known, listing));
-        if !is_same || !self.confirm(&directory, &asked) {
-            self.keep(recipe, listing);
-        }
-    }
-
-    /// Removes what was kept for a recipe, if anything: S3 has refused it.
+    /// Removes what was kept for a recipe, if anything: S3 has refused it. (Whatever the volume
+    /// wants that heard of it: others may ask the same.)
     pub(super) fn forget(&self, recipe: &Recipe) {
-        if recipe.spec.when_unavailable == WhenUnavailable::Cached {
-            let path = self.path(&recipe.store.records(), &recipe.listing_key());
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "failed to remove a record");
-                }
-                _ => {}
+        let path = self.path(&recipe.store.records(), &recipe.listing_key());
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "failed to remove a record");
             }
+            _ => {}
         }
     }
 
@@ -134,25 +145,26 @@ impl Records {
         self.load(&recipe.store.records(), &asked, endpoint)
     }
 
-    /// Keeps `listing` as what S3 confirmed just now, in the place of an earlier one.
+    /// Writes a record in the place of an earlier one.
     ///
     /// # Errors
     /// What the file system answers; the earlier record then stays.
-    fn save(&self, directory: &Path, asked: &ListingKey, listing: &Listing) -> io::Result<()> {
+    fn save(
+        &self,
+        directory: &Path,
+        asked: &ListingKey,
+        listing: &Listing,
+        proven: SystemTime,
+    ) -> io::Result<()> {
         std::fs::create_dir_all(directory)?;
         let mut file = NamedTempFile::with_prefix_in("new-", directory)?;
         let mut writer = io::BufWriter::new(file.as_file_mut());
         serde_json::to_writer(&mut writer, &Document::of(listing))?;
         writer.flush()?;
         drop(writer);
+        file.as_file().set_modified(proven)?;
         file.persist(self.path(directory, asked))?;
         Ok(())
-    }
-
-    /// Notes that S3 confirmed the record again. False if there is none.
-    fn confirm(&self, directory: &Path, asked: &ListingKey) -> bool {
-        let file = File::options().append(true).open(self.path(directory, asked));
-        file.and_then(|file| file.set_modified(SystemTime::now())).is_ok()
     }
 
     /// The newest listing that S3 confirmed to this principal, if that is not too long ago.
@@ -172,17 +184,29 @@ impl Records {
         Some(Recorded { listing, confirmed })
     }
 
-    /// Removes what counts no more, and files that a crash left.
-    pub(super) fn sweep(&self, directory: &Path) {
+    /// Removes what counts no more, files that a crash left, and then the oldest, until the rest takes
+    /// at most `room` bytes: records are no content, and must not take its place.
+    pub(super) fn sweep(&self, directory: &Path, room: u64) {
         let Ok(files) = std::fs::read_dir(directory) else { return };
+        let mut kept = Vec::new();
+        let mut goes = Vec::new();
         for path in files.flatten().map(|file| file.path()) {
-            let modified = path.metadata().and_then(|found| found.modified());
+            let found = path.metadata().and_then(|found| Ok((found.modified()?, found.len())));
             let whole = path.extension().is_some_and(|extension| extension == "json");
-            if whole && modified.is_ok_and(|at| self.counts(at)) {
-                continue;
+            match found {
+                Ok((at, size)) if whole && self.counts(at) => kept.push((at, size, path)),
+                _ => goes.push(path),
             }
+        }
+        kept.sort_unstable_by(|a, b| b.cmp(a));
+        let mut taken = 0;
+        let too_much = kept.into_iter().filter_map(|(_, size, path)| {
+            taken += pages(size);
+            (taken > room).then_some(path)
+        });
+        for path in goes.into_iter().chain(too_much) {
             if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "failed to remove an old record");
+                tracing::warn!(path = %path.display(), %error, "failed to remove a record");
             }
         }
     }
@@ -317,21 +341,19 @@ mod tests {
     fn a_record_is_found_by_its_principal_alone() {
         let directory = tempfile::tempdir().unwrap();
         let (records, directory) = (records(), directory.path());
-        assert!(!records.confirm(directory, &asked("me")));
         let listing = listing(&["a", "d/b", "e/", "x//y"]);
-        records.save(directory, &asked("me"), &listing).unwrap();
+        records.save(directory, &asked("me"), &listing, SystemTime::now()).unwrap();
         assert_eq!(records.load(directory, &asked("me"), &endpoint()).unwrap().listing, listing);
         assert!(records.load(directory, &asked("you"), &endpoint()).is_none());
         let other_node = Records { key: NodeKey::new([8; 32]), ..records.clone() };
         assert!(other_node.load(directory, &asked("me"), &endpoint()).is_none());
-        assert!(records.confirm(directory, &asked("me")));
     }
 
     #[test]
     fn a_record_counts_as_long_as_it_may() {
         let directory = tempfile::tempdir().unwrap();
         let (records, directory) = (records(), directory.path());
-        records.save(directory, &asked("me"), &listing(&["a"])).unwrap();
+        records.save(directory, &asked("me"), &listing(&["a"]), SystemTime::now()).unwrap();
         let file =
             File::options().append(true).open(records.path(directory, &asked("me"))).unwrap();
         let set = |time| file.set_modified(time).unwrap();
@@ -341,13 +363,29 @@ mod tests {
             "the future is not believed"
         );
         set(SystemTime::now() - Duration::from_hours(23));
-        records.sweep(directory);
+        records.sweep(directory, u64::MAX);
         assert!(records.load(directory, &asked("me"), &endpoint()).is_some());
         set(SystemTime::now() - Duration::from_hours(25));
         assert!(records.load(directory, &asked("me"), &endpoint()).is_none());
         std::fs::write(directory.join("new-x"), "torn").unwrap();
-        records.sweep(directory);
+        records.sweep(directory, u64::MAX);
         assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_oldest_records_go_when_they_take_too_much() {
+        let (records, directory) = (records(), tempfile::tempdir().unwrap());
+        let directory = directory.path();
+        let now = SystemTime::now();
+        for (age, id) in [(3, "oldest"), (1, "newest"), (2, "middle")] {
+            let proven = now - Duration::from_mins(age);
+            records.save(directory, &asked(id), &listing(&["a"]), proven).unwrap();
+        }
+        records.sweep(directory, 2 * 4096);
+        let is_here = |id| records.load(directory, &asked(id), &endpoint()).is_some();
+        assert_eq!(["oldest", "middle", "newest"].map(is_here), [false, true, true]);
+        records.sweep(directory, 0);
+        assert!(!is_here("newest"));
     }
 
     #[test]
@@ -368,7 +406,7 @@ mod tests {
         fn no_record_leads_out_of_the_volume(path in "[a./\0]{0,8}", text in "\\PC{0,40}") {
             let directory = tempfile::tempdir().unwrap();
             let (records, directory) = (records(), directory.path());
-            records.save(directory, &asked("me"), &listing(&["a"])).unwrap();
+            records.save(directory, &asked("me"), &listing(&["a"]), SystemTime::now()).unwrap();
             let file = records.path(directory, &asked("me"));
             let good = std::fs::read_to_string(&file).unwrap();
             let escaped = serde_json::to_string(&path).unwrap();

@@ -105,7 +105,7 @@ impl Node {
         let node_key = records::node_key(state).map_err(io_error("make the key in", state))?;
         let records = Records::new(node_key.clone(), config.authorization.cached_for);
         for store in stores.iter() {
-            records.sweep(&store.records());
+            records.sweep(&store.records(), u64::MAX);
         }
         let registry = memory.join("registry");
         let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;

@@ -24,6 +24,9 @@ use crate::{
 /// The refresh interval of volumes that have none.
 const REFRESH: Duration = Duration::from_mins(1);
 
+/// The longest that a changed listing may be held back.
+const LONGEST_SETTLE: Duration = Duration::from_hours(1);
+
 /// The size of tmpfs volumes that have none: memory is dear, and keys are small.
 const TMPFS_SIZE: ByteSize = ByteSize::mebibytes(64);
 
@@ -59,7 +62,7 @@ fn read(reader: &mut Reader<'_>, context: &SpecContext<'_>) -> VolumeSpec {
         authentication,
         role: role(reader, &config.policy),
         refresh: refresh(reader, config.limits.min_refresh),
-        settle: reader.get("settle", parse_duration).unwrap_or_default(),
+        settle: reader.get("settle", settle).unwrap_or_default(),
         as_of,
         ownership: ownership(reader, context.mount_group),
         max_size: max_size(reader, view, config),
@@ -101,6 +104,15 @@ fn as_of(reader: &mut Reader<'_>, now: SystemTime) -> Option<Timestamp> {
         reader.refuse(&["refresh"], "must be \"never\" or left out beside asOf");
     }
     moment
+}
+
+/// Reads how long a change has to stand still: not for ever.
+fn settle(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    if time > LONGEST_SETTLE {
+        return Err(format!("{text:?} must be at most 1h"));
+    }
+    Ok(time)
 }
 
 fn refresh(reader: &mut Reader<'_>, least: Duration) -> Refresh {

@@ -236,10 +236,16 @@ fn check_blank(problems: &mut Problems, found: &Found<'_>) -> bool {
     good
 }
 
+/// The longest value that is sent in a header, in bytes.
+const MAX_HEADER: usize = 16 << 10;
+
 /// Reports what cannot stand in an HTTP header.
 fn check_header(problems: &mut Problems, found: &Found<'_>) {
     if found.value.trim().bytes().any(|byte| !byte.is_ascii_graphic()) {
         problem(problems, found.name, "must be printable ASCII without white space");
+    }
+    if found.value.len() > MAX_HEADER {
+        problem(problems, found.name, format!("must be at most {MAX_HEADER} bytes long"));
     }
 }
 

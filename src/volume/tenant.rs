@@ -77,11 +77,23 @@ pub fn check_driver_credentials(
     let mut problems = Problems::default();
     for (index, source) in spec.sources.iter().enumerate() {
         let grants = &config.policy.driver_credentials;
-        if !grants.iter().any(|grant| asked.is_granted(source, grant, config)) {
+        if has_dot_segments(source) {
+            // To S3 these are names like others; to whatever stands in between they may not be.
+            let text = "must not have '.' or '..' between slashes beside authentication \"driver\"";
+            problems.add(format!("source {index}"), text);
+        } else if !grants.iter().any(|grant| asked.is_granted(source, grant, config)) {
             problems.add(format!("source {index}"), asked.refusal(source));
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(SpecError::Denied(problems.to_string())) }
+}
+
+fn has_dot_segments(source: &SourceSpec) -> bool {
+    let text = match &source.selection {
+        Selection::Prefix(prefix) => prefix.as_str(),
+        Selection::Key { key, .. } => key.as_str(),
+    };
+    text.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
 struct Asked<'a> {

@@ -150,6 +150,7 @@ pub(crate) fn all() -> Vec<Case> {
             a_read_only_disk_is_told_and_passes,
             a_start_on_a_read_only_disk_keeps_everything_else_working,
             odd_times_are_shown,
+            a_refresh_without_room_is_told_and_passes,
         }
         lifecycle {
             a_kill_while_fetching_is_cleaned_up,
@@ -199,6 +200,8 @@ pub(crate) fn all() -> Vec<Case> {
             what_was_read_before_keeps_to_the_limits,
             a_volume_that_is_too_large_costs_others_nothing,
             replaced_revisions_make_room,
+            a_refusal_ends_what_was_read_before,
+            what_started_from_before_is_proven_afterwards,
         }
         policy {
             a_changed_policy_counts_for_the_next_publish,

@@ -212,6 +212,41 @@ pub(crate) async fn odd_times_are_shown(fixture: Fixture) {
     assert_eq!(tree(&target).len(), times.len());
 }
 
+pub(crate) async fn a_refresh_without_room_is_told_and_passes(mut fixture: Fixture) {
+    fixture.often().await;
+    let disk = on_small_disk(&mut fixture).await;
+    put_two(&fixture).await;
+    let pod = disk_pod(&fixture, "a").with("refresh", "200ms");
+    let shown = fixture.publish(&pod).await;
+    let memory = fixture.home.state_dir().join("memory");
+    let in_memory = fixture.pod("b").with("refresh", "200ms");
+    let shown_in_memory = fixture.publish(&in_memory).await;
+    let strays = [fill_up(&disk, 0), fill_up(&memory, 0)];
+    for prefix in ["a", "b"] {
+        fixture.put(&format!("{prefix}/file"), vec![b'x'; SIZE]).await;
+    }
+    for (pod, medium) in [(&pod, "disk store"), (&in_memory, "memory store")] {
+        fixture.says(pod, medium).await;
+    }
+    assert_shows(&shown, b'a');
+    assert_shows(&shown_in_memory, b'b');
+    for stray in strays {
+        std::fs::remove_file(stray).unwrap();
+    }
+    for (pod, target) in [(&pod, &shown), (&in_memory, &shown_in_memory)] {
+        fixture.says_no_more(pod, "failed").await;
+        assert_shows(target, b'x');
+    }
+    // A disk that is read-only for a while.
+    remount(&disk, MsFlags::MS_RDONLY);
+    fixture.put("a/file", vec![b'y'; SIZE]).await;
+    fixture.says(&pod, "read-only").await;
+    assert_shows(&shown, b'x');
+    remount(&disk, MsFlags::empty());
+    fixture.says_no_more(&pod, "failed").await;
+    assert_shows(&shown, b'y');
+}
+
 /// Puts a small disk below the disk store; returns where.
 async fn on_small_disk(fixture: &mut Fixture) -> PathBuf {
     let disk = fixture.home.path().join("disk");

@@ -191,3 +191,49 @@ pub(crate) async fn replaced_revisions_make_room(mut fixture: Fixture) {
     let other = fixture.publish(&fixture.following("d", "100ms")).await;
     assert!(shows(&other, b'5') && shows(&target, b'4'));
 }
+
+/// Rights to read that are withdrawn while those to list stay.
+pub(crate) async fn a_refusal_ends_what_was_read_before(mut fixture: Fixture) {
+    let more = "limits: { minRefresh: 50ms }\nauthorization: { lifetime: 300ms }\n";
+    let config = Fixture::config(&fixture.server, more);
+    fixture.home.configure(&config.replace("retries: 3", "retries: 0"));
+    fixture.restart().await;
+    fixture.put("c/file", "secret").await;
+    let plain = || fixture.following("c", "100ms");
+    let cached = || plain().with("whenUnavailable", "cached");
+    // Whoever hears of the refusal, a volume that is cached or one that is not.
+    for refused in [cached(), plain()] {
+        let running = cached();
+        fixture.publish(&running).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let denied = fixture.embedded().faults().add(Fault::get(Action::ACCESS_DENIED));
+        fixture.refused(&refused, Code::PermissionDenied).await;
+        // The running volume refreshes: it may list, which proves nothing.
+        fixture.embedded().reset_requests();
+        eventually("refreshes", || (fixture.embedded().requests().lists() > 3).then_some(())).await;
+        let down = fixture.embedded().faults().add(Fault::new(Action::INTERNAL_ERROR));
+        fixture.refused(&cached(), Code::Unavailable).await;
+        fixture.embedded().faults().remove(denied);
+        fixture.embedded().faults().remove(down);
+        fixture.unpublish(&running).await;
+    }
+}
+
+pub(crate) async fn what_started_from_before_is_proven_afterwards(mut fixture: Fixture) {
+    let config = Fixture::config(&fixture.server, "limits: { minRefresh: 50ms }\n");
+    fixture.home.configure(&config.replace("retries: 3", "retries: 0"));
+    fixture.restart().await;
+    fixture.put("c/file", "secret").await;
+    let cached = || fixture.following("c", "100ms").with("whenUnavailable", "cached");
+    let (first, pod) = (cached(), cached());
+    fixture.publish(&first).await;
+    fixture.unpublish(&first).await;
+    fixture.restart().await;
+    fixture.embedded().set_down(true);
+    fixture.publish(&pod).await;
+    let denied = fixture.embedded().faults().add(Fault::get(Action::ACCESS_DENIED));
+    fixture.embedded().set_down(false);
+    fixture.says(&pod, "s3:GetObject").await;
+    fixture.embedded().faults().remove(denied);
+    fixture.says_no_more(&pod, "failed").await;
+}

@@ -33,11 +33,14 @@ pub(super) struct Group {
     key: ListingKey,
     members: Mutex<HashMap<VolumeKey, Member>>,
     changed: Notify,
+    /// Told when the last member leaves.
+    vacated: Notify,
 }
 
 impl Group {
     pub(super) fn new(key: ListingKey) -> Self {
-        Self { key, members: Mutex::default(), changed: Notify::new() }
+        let (changed, vacated) = (Notify::new(), Notify::new());
+        Self { key, members: Mutex::default(), changed, vacated }
     }
 
     pub(super) fn key(&self) -> &ListingKey {
@@ -53,7 +56,8 @@ impl Group {
 
     /// Ends memberships.
     pub(super) fn remove_if(&self, goes: impl Fn(&Member) -> bool) {
-        self.members.lock().retain(|_, member| {
+        let mut members = self.members.lock();
+        members.retain(|_, member| {
             let stays = !goes(member);
             if !stays {
                 member.ended.cancel();
@@ -61,6 +65,16 @@ impl Group {
             }
             stays
         });
+        if members.is_empty() {
+            self.vacated.notify_one();
+        }
+    }
+
+    /// Waits until there is no member: whatever is under way for them is for nobody then.
+    async fn vacated(&self) {
+        while !self.is_empty() {
+            self.vacated.notified().await;
+        }
     }
 
     fn remove(&self, member: &Member) {
@@ -171,6 +185,7 @@ impl Node {
             let ended = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                () = group.vacated() => continue,
                 ended = turn => ended,
             };
             if ended.is_err() {

@@ -38,6 +38,15 @@ pub(super) enum Outcome {
     Overtaken,
 }
 
+/// When S3 let the principal read all of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proven {
+    /// By this refresh.
+    Now,
+    /// A part of it by this refresh, or nothing.
+    Before,
+}
+
 /// What a listing would change, and what is needed for it.
 struct Plan {
     changes: Changes,
@@ -48,6 +57,7 @@ struct Plan {
 struct Ready {
     changed: HashSet<RelPath>,
     leases: Leases,
+    proven: Proven,
     /// Counts for the namespace until the revision does.
     _coming: Coming,
 }
@@ -89,7 +99,7 @@ impl Node {
         check_grants(&config, recipe)?;
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
         if changes.is_empty() && need.is_nothing() {
-            self.confirm(member, current).await?;
+            self.confirm(member, current, Proven::Before).await?;
             return Ok(Outcome::Unchanged);
         }
         if !changes.is_empty() {
@@ -101,13 +111,14 @@ impl Node {
         revision::check_size(listing, &recipe.spec)?;
         if changes.is_empty() {
             let _leases = revision::bring(&self.0, recipe, listing, need).await?;
-            self.confirm(member, current).await?;
+            self.confirm(member, current, Proven::Now).await?;
             return Ok(Outcome::Unchanged);
         }
         let coming = self.grow(&config, member, listing).await?;
+        let proven = if matches!(need, Need::All) { Proven::Now } else { Proven::Before };
         let leases = revision::bring(&self.0, recipe, listing, need).await?;
-        self.swap(member, current, Ready { changed: changes.files, leases, _coming: coming })
-            .await?;
+        let ready = Ready { changed: changes.files, leases, proven, _coming: coming };
+        self.swap(member, current, ready).await?;
         Ok(Outcome::Changed)
     }
 
@@ -149,7 +160,9 @@ impl Node {
                 blocking(move || changes_on_disk(&recipe, &listing)).await?
             }
         };
-        let need = if published.principal() == Some(self.0.seal(recipe)) {
+        // What a record let start was proven long ago.
+        let is_proven = published.principal() == Some(self.0.seal(recipe));
+        let need = if is_proven && !published.is_fallback() {
             Need::Only(Arc::new(changes.files.clone()))
         } else {
             Need::All
@@ -158,7 +171,12 @@ impl Node {
     }
 
     /// Notes that the volume shows what S3 has, and removes replaced revisions whose time has come.
-    async fn confirm(&self, member: &Member, current: &Current) -> Result<(), NodeError> {
+    async fn confirm(
+        &self,
+        member: &Member,
+        current: &Current,
+        proven: Proven,
+    ) -> Result<(), NodeError> {
         let Member { key, published, recipe, ended, .. } = member;
         if ended.is_cancelled() {
             return Err(NodeError::Cancelled);
@@ -178,9 +196,7 @@ impl Node {
             let _lock: TargetLock = lock;
             node.0.write_record(record.as_ref());
             node.0.remove_retired(&member.published, retired);
-            if keeps {
-                node.0.records.keep_on(&member.recipe, &listing);
-            }
+            node.0.keep_for_later(&member.recipe, &listing, proven);
         })
         .await;
         Ok(())
@@ -234,9 +250,7 @@ impl Node {
         let entry = published.revise(recipe, current, replaced, self.0.seal(recipe));
         self.0.write_record(Some(&entry));
         self.0.remove_retired(published, published.take_retired(false));
-        if recipe.spec.when_unavailable == WhenUnavailable::Cached {
-            self.0.records.keep(recipe, listing);
-        }
+        self.0.keep_for_later(recipe, listing, ready.proven);
         self.0.metrics.skipped_keys.inc_by(listing.skipped().count());
         tracing::info!(
             volume.id = published.arguments.volume_id(),
@@ -271,6 +285,15 @@ impl Context {
     /// The principal of a recipe as it stands in the registry.
     pub(in crate::node) fn seal(&self, recipe: &Recipe) -> SealedPrincipal {
         self.node_key.seal(recipe.source.principal(), &recipe.listing_key().subject())
+    }
+
+    /// Keeps a listing for the time when S3 cannot be reached, if the volume wants that.
+    fn keep_for_later(&self, recipe: &Recipe, listing: &Arc<Listing>, proven: Proven) {
+        match (recipe.spec.when_unavailable, proven) {
+            (WhenUnavailable::Fail, _) => {}
+            (WhenUnavailable::Cached, Proven::Now) => self.records.keep(recipe, listing),
+            (WhenUnavailable::Cached, Proven::Before) => self.records.amend(recipe, listing),
+        }
     }
 
     /// A record that cannot be written costs a comparison after the next restart, no more.

@@ -67,6 +67,8 @@ impl Endpoint {
             .endpoint_url(self.config.url.as_str())
             .force_path_style(self.config.path_style)
             .http_client(self.http.clone())
+            // A session for a bucket would be one more request, whose refusal looks like an outage.
+            .disable_s3_express_session_auth(true)
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)

@@ -169,7 +169,7 @@ where
     let code = error.code().unwrap_or_default();
     if (200..300).contains(&status) {
         // Cut off, garbled, or not S3 at all: nothing in it can be believed.
-        let chain = printable(&full_message(error));
+        let chain = quoted(&full_message(error));
         let text = format!("{what}: the endpoint's answer cannot be read ({chain})");
         return SourceError::new(FailureKind::Unavailable, text);
     }
@@ -188,8 +188,8 @@ where
     }
     let said = match (code, error.message()) {
         ("", _) => format!("status {status}"),
-        (code, None | Some("")) => code.to_owned(),
-        (code, Some(text)) => format!("{code}: {}", printable(text)),
+        (code, None | Some("")) => quoted(code),
+        (code, Some(text)) => format!("{}: {}", quoted(code), quoted(text)),
     };
     let error = SourceError::new(kind, format!("{what}: S3 answered {said}; {remedy}"));
     let is_final = code == "NoSuchBucket" || asked == (Asked::Version { is_reused: false });
@@ -225,7 +225,7 @@ fn wrong_region<E: ProvideErrorMetadata>(
     error: &SdkError<E, HttpResponse>,
     what: &str,
 ) -> String {
-    let said = error.message().map(printable).unwrap_or_default();
+    let said = error.message().map(quoted).unwrap_or_default();
     let remedy = match region {
         Some(region) => format!("set region to {:?}", printable(region)),
         None => "set region to the bucket's region".to_owned(),
@@ -277,6 +277,27 @@ fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
     }
 }
 
+/// The longest run of characters of a token or key that a service's words may have, in bytes.
+const LONGEST_RUN: usize = 31;
+
+/// What a service says, as a message may quote it: printable, and without anything that may be a
+/// secret. Some services repeat what they were sent, signature, session token and customer key
+/// included; whatever looks like one is left out.
+pub(super) fn quoted(text: &str) -> String {
+    let is_of_run = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-');
+    let text = printable(text);
+    let (mut shown, mut rest) = (String::with_capacity(text.len()), text.as_str());
+    while let Some(begin) = rest.find(is_of_run) {
+        let (before, run) = rest.split_at(begin);
+        let end = run.find(|c| !is_of_run(c)).unwrap_or(run.len());
+        shown.push_str(before);
+        shown.push_str(if end > LONGEST_RUN { "(not shown)" } else { &run[..end] });
+        rest = &run[end..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
 /// Server text in a message: one line, printable, bounded.
 pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
@@ -325,6 +346,19 @@ mod tests {
     #[test_case("tcp open error: Too many open files (os error 24)", FailureKind::Unavailable)]
     fn connection_failures_have_a_meaning(chain: &str, kind: FailureKind) {
         assert_eq!(connection_meaning(chain).0, kind);
+    }
+
+    #[test]
+    fn a_secret_that_is_sent_back_is_not_quoted() {
+        let key = "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=";
+        let text = format!("header x-amz-key: {key}, and Signature={}; see RFC", "0af".repeat(21));
+        let shown = quoted(&text);
+        assert_eq!(shown, "header x-amz-key: (not shown), and (not shown); see RFC");
+        assert_eq!(
+            quoted("The bucket kafka-certs-bucket is gone"),
+            "The bucket kafka-certs-bucket is gone"
+        );
+        assert!(!quoted(&"x".repeat(400)).contains("xx"));
     }
 
     #[test]

@@ -8,16 +8,19 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use url::{Host, Url};
 
-/// The metadata service of AWS over IPv6; the IPv4 ones are link-local, but for one.
-const METADATA: [IpAddr; 2] = [
+/// The services of clouds for their machines: AWS over IPv6, Alibaba, Azure, Oracle. The others are
+/// link-local.
+const METADATA: [IpAddr; 4] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V4(std::net::Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
 
 /// Resolves names to addresses that a pod may name.
@@ -53,7 +56,12 @@ pub(super) fn names_forbidden_address(url: &Url) -> bool {
 fn is_forbidden(address: IpAddr) -> bool {
     let local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+        // Ways to write an IPv4 address: mapped, compatible, and through NAT64.
+        IpAddr::V6(v6) => {
+            v6.is_unicast_link_local()
+                || v6.to_ipv4().is_some()
+                || v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]
+        }
     };
     local
         || address.is_loopback()
@@ -73,6 +81,10 @@ mod tests {
     #[test_case("0.0.0.0", true)]
     #[test_case("169.254.169.254", true)]
     #[test_case("100.100.100.200", true)]
+    #[test_case("168.63.129.16", true)]
+    #[test_case("192.0.0.192", true)]
+    #[test_case("64:ff9b::a9fe:a9fe", true; "metadata through NAT64")]
+    #[test_case("::a9fe:a9fe", true; "an address compatible with IPv4")]
     #[test_case("255.255.255.255", true)]
     #[test_case("::1", true)]
     #[test_case("::", true)]

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::{
     endpoint::timeouts,
-    error::{explain_unanswered, printable},
+    error::{explain_unanswered, printable, quoted},
 };
 use crate::{
     config::Timeouts,
@@ -231,9 +231,9 @@ where
         ("", _) => format!("status {status}"),
         // A service that quotes the token must not bring it into a log.
         (code, Some(text)) if !text.is_empty() && !text.contains(token.expose()) => {
-            format!("{code}: {}", printable(text))
+            format!("{}: {}", quoted(code), quoted(text))
         }
-        (code, _) => code.to_owned(),
+        (code, _) => quoted(code),
     };
     let error = SourceError::new(kind, format!("{what}: the service answered {said}; {remedy}"));
     debug_assert!(!error.is_transient() || kind == FailureKind::Unavailable);
