@@ -1,9 +1,9 @@
 //! From sources to blobs: resolving listings and fetching what they name, each once.
 //!
-//! A [`Fetcher`] is the node's only way to content. It bounds the bytes in flight (requests are
-//! bounded below it), joins fetches of one object version by one principal into one, and joins
-//! publishes that may share a listing. A flight belongs to those who wait for it: when the last one
-//! gives up, it is dropped, and its half-written file with it.
+//! A [`Fetcher`] is the node's only way to content. It joins fetches of one object version by one
+//! principal into one, and joins publishes that may share a listing. (Requests and bytes in flight
+//! are bounded below it.) A flight belongs to those who wait for it: when the last one gives up, it
+//! is dropped, and its half-written file with it.
 
 mod flights;
 mod parts;
@@ -27,10 +27,7 @@ use futures::{
 };
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::runtime::Handle;
 
 pub use self::resolve::ResolveError;
 use self::{
@@ -47,9 +44,6 @@ use crate::{
     task::{Queue, blocking, spawn_owned},
     volume::VolumeSpec,
 };
-
-/// The unit in which bytes in flight are counted, so that a semaphore's `u32` reaches terabytes.
-const UNIT: u64 = 1024;
 
 /// Up to this size in bytes, an object is small: going to another thread and back costs as much as
 /// the few system calls that storing it takes. So it is stored together with others.
@@ -209,7 +203,6 @@ pub struct Fetcher(Arc<Inner>);
 struct Inner {
     part_size: u64,
     requests: usize,
-    bytes: Arc<Semaphore>,
     /// Store small objects: a slow disk must not keep those waiting that go into memory.
     to_memory: Queue,
     to_disk: Queue,
@@ -220,12 +213,9 @@ struct Inner {
 impl Fetcher {
     /// An engine with the configured bounds.
     pub fn new(config: &FetchConfig) -> Self {
-        let units = usize::try_from(config.bytes_in_flight.bytes().div_ceil(UNIT));
-        let units = units.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
             part_size: config.part_size.bytes(),
             requests: config.requests,
-            bytes: Arc::new(Semaphore::new(units)),
             to_memory: Queue::default(),
             to_disk: Queue::default(),
             blobs: Flights::default(),
@@ -291,13 +281,6 @@ impl Fetcher {
             Medium::Memory => &self.0.to_memory,
             Medium::Disk => &self.0.to_disk,
         }
-    }
-
-    /// Waits until `size` more bytes may be on their way.
-    async fn bytes(&self, size: u64) -> OwnedSemaphorePermit {
-        let units = u32::try_from(size.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.0.bytes).acquire_many_owned(units).await;
-        permit.expect("the byte bound is never closed")
     }
 }
 
@@ -411,7 +394,7 @@ impl Job {
     /// An object of one request, which is in memory before it is stored.
     async fn in_one_piece(self: &Arc<Self>) -> Result<Lease, FetchError> {
         let size = self.object.version.size;
-        let _bytes = self.engine().bytes(size).await;
+        let _bytes = self.order().source.bytes(size).await;
         let mut body = self.order().source.get(&self.object, None).await?;
         let mut chunks = Vec::new();
         while let Some(chunk) = body.next().await? {

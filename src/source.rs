@@ -2,6 +2,7 @@
 //!
 //! Nothing above [`s3`] knows the AWS SDK: it sees objects, bodies and [`SourceError`]s.
 
+pub mod bound;
 pub mod s3;
 
 use std::{fmt, sync::Arc};

@@ -135,7 +135,7 @@ impl Parts<'_> {
     }
 
     async fn attempt_part(&self, range: &Range<u64>) -> Result<Verifier, FetchError> {
-        let _bytes = self.job.engine().bytes(range.end - range.start).await;
+        let _bytes = self.job.order().source.bytes(range.end - range.start).await;
         let mut body = self.job.order().source.get(&self.job.object, Some(range.clone())).await?;
         self.etag_is_md5.fetch_and(body.etag_is_md5(), Ordering::Relaxed);
         let mut verifier = Verifier::new(self.checksum.as_ref());

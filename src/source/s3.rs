@@ -25,7 +25,6 @@ use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
 
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
     body::{Body, Checksum, ChecksumAlgorithm},
@@ -33,12 +32,12 @@ pub use self::{
     versions::{HistoryOf, Versioning},
 };
 use self::{
-    clients::Client,
+    clients::{Client, byte_units},
     error::{Asked, explain},
 };
 use crate::{
     object::{Bucket, EndpointId, Key, Object, Prefix, SseKeyDigest},
-    source::{Principal, SourceError, Transient},
+    source::{Principal, SourceError, Transient, bound::Permit},
     telemetry::metrics::Metrics,
     volume::SseCustomerKey,
 };
@@ -47,7 +46,6 @@ use crate::{
 #[derive(Clone)]
 pub struct S3Source {
     client: Arc<Client>,
-    permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     agent: Arc<str>,
     sse_key: Option<Arc<SseCustomerKey>>,
@@ -344,12 +342,20 @@ impl S3Source {
     }
 
     /// Waits until a request may be sent, and can be signed.
-    async fn permit(&self, operation: &'static str) -> Result<OwnedSemaphorePermit, SourceError> {
+    async fn permit(&self, operation: &'static str) -> Result<Permit, SourceError> {
         // First, so that nobody holds a permit while a token service makes up its mind.
         self.client.ready().await?;
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = self.client.requests().take(1).await;
         self.metrics.s3_requests.with_label_values(&[operation]).inc();
-        Ok(permit.expect("the request bound is never closed"))
+        Ok(permit)
+    }
+
+    /// Waits until `size` more bytes may be on their way: at most a part (`fetch.partSize`).
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn bytes(&self, size: u64) -> Permit {
+        self.client.bytes().take(byte_units(size)).await
     }
 
     fn counted<T>(

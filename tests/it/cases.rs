@@ -133,6 +133,7 @@ pub(crate) fn all() -> Vec<Case> {
             broken_listings_are_asked_for_again,
             corrupt_bytes_are_never_shown,
             a_stalled_body_is_given_up,
+            a_stalled_object_leaves_room_for_others,
             an_object_that_changes_is_listed_again,
             a_large_object_that_goes_is_listed_again,
             an_endpoint_that_is_down_is_unavailable,

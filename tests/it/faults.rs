@@ -81,6 +81,28 @@ pub(crate) async fn a_stalled_body_is_given_up(mut fixture: Fixture) {
     assert!(began.elapsed() >= Duration::from_millis(300));
 }
 
+pub(crate) async fn a_stalled_object_leaves_room_for_others(mut fixture: Fixture) {
+    fixture.reconfigure("fetch: { requests: 8, partSize: 64Ki, bytesInFlight: 512Ki }\n").await;
+    fixture.put("large/file", vec![1; 4 << 20]).await;
+    fixture.put_certificates().await;
+    let embedded = fixture.embedded();
+    embedded.rights().add_credential("greedy", "greedy-secret");
+    // Every request for the large object hangs, whoever asks.
+    embedded.faults().add(Fault::get(Action::Stall(1)).key("large/"));
+    let keys = [("accesskey", "greedy"), ("secretkey", "greedy-secret")];
+    let greedy = fixture.pod("large").with("view", "disk").with_secrets(&keys);
+    embedded.reset_requests();
+    let publishing = fixture.publish_meanwhile(&greedy);
+    while embedded.requests().gets() < 6 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut pod = fixture.pod("certs");
+    pod.timeout = Duration::from_secs(20);
+    assert_eq!(tree(&fixture.publish(&pod).await)["keystore.jks"], "keystore");
+    fixture.unpublish(&greedy).await;
+    assert_eq!(publishing.await.unwrap().unwrap_err().code(), Code::Aborted);
+}
+
 pub(crate) async fn an_object_that_changes_is_listed_again(fixture: Fixture) {
     fixture.put("c/file", "before").await;
     fixture.put("c/gone", "gone").await;

@@ -9,16 +9,13 @@ use aws_sdk_s3::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::What;
 use crate::{
     failure::{FailureKind, full_message},
     object::{ETag, Object},
-    source::SourceError,
+    source::{SourceError, bound::Permit},
     telemetry::metrics::Metrics,
 };
 
@@ -48,7 +45,7 @@ pub struct Body {
 /// What a body has of its request.
 #[derive(Debug)]
 struct Held {
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
     metrics: Arc<Metrics>,
     what: What,
 }
@@ -145,12 +142,7 @@ fn etag_is_md5(output: &GetObjectOutput, object: &Object) -> bool {
 }
 
 impl Body {
-    pub(super) fn held(
-        self,
-        permit: OwnedSemaphorePermit,
-        metrics: Arc<Metrics>,
-        what: What,
-    ) -> Self {
+    pub(super) fn held(self, permit: Permit, metrics: Arc<Metrics>, what: What) -> Self {
         Self { held: Some(Held { _permit: permit, metrics, what }), ..self }
     }
 

@@ -13,7 +13,6 @@ use aws_credential_types::Credentials;
 use aws_sdk_s3::{config::IdentityCache, types::RequestPayer};
 use parking_lot::Mutex;
 use secrecy::ExposeSecret;
-use tokio::sync::Semaphore;
 use url::Url;
 
 use super::{
@@ -29,7 +28,10 @@ use crate::{
     failure::FailureKind,
     object::EndpointId,
     problems::Problems,
-    source::{Principal, SourceError},
+    source::{
+        Principal, SourceError,
+        bound::{Bound, Part},
+    },
     telemetry::metrics::Metrics,
     volume::{AccessKeys, EndpointChoice, Role, ServiceToken, SseCustomerKey},
 };
@@ -74,7 +76,11 @@ pub struct S3Clients {
     default_endpoint: Option<String>,
     /// The hosts that the policy names without a wildcard.
     spelled_out: Mutex<Vec<UrlPattern>>,
-    permits: Arc<Semaphore>,
+    requests: Bound,
+    /// In units of [`UNIT`].
+    bytes: Bound,
+    /// The units of the largest request.
+    part: usize,
     metrics: Arc<Metrics>,
     clients: Mutex<HashMap<ClientKey, Weak<Client>>>,
     /// By principal, whatever region and endpoint name the clients have.
@@ -95,6 +101,16 @@ pub(super) struct Client {
     endpoint: Arc<Endpoint>,
     /// What must be ready before a request is sent.
     temporary: Option<Arc<Temporary>>,
+    requests: Part,
+    bytes: Part,
+}
+
+/// The unit in which bytes in flight are counted, so that a semaphore's `u32` reaches terabytes.
+const UNIT: u64 = 1024;
+
+/// Bytes in units of [`UNIT`], rounded up.
+pub(super) fn byte_units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
 
 /// What requests are signed with.
@@ -123,6 +139,16 @@ impl Client {
 
     pub(super) fn principal(&self) -> Principal {
         self.principal
+    }
+
+    /// How many requests may be under way for it.
+    pub(super) fn requests(&self) -> &Part {
+        &self.requests
+    }
+
+    /// How many bytes may be on their way for it.
+    pub(super) fn bytes(&self) -> &Part {
+        &self.bytes
     }
 
     /// Waits until requests can be signed.
@@ -177,7 +203,9 @@ impl S3Clients {
             endpoints,
             default_endpoint,
             spelled_out: Mutex::new(spelled_out(&config.policy)),
-            permits: Arc::new(Semaphore::new(config.fetch.requests)),
+            requests: Bound::new(config.fetch.requests),
+            bytes: Bound::new(byte_units(config.fetch.bytes_in_flight.bytes()) as usize),
+            part: byte_units(config.fetch.part_size.bytes()) as usize,
             metrics,
             clients: Mutex::default(),
             exchanges: Mutex::default(),
@@ -209,7 +237,6 @@ impl S3Clients {
         };
         Ok(S3Source {
             client,
-            permits: Arc::clone(&self.permits),
             metrics: Arc::clone(&self.metrics),
             agent: agent.into(),
             sse_key: access.sse_customer_key.cloned().map(Arc::new),
@@ -284,7 +311,8 @@ impl S3Clients {
             Signer::Nobody => (config.allow_no_auth(), None),
         };
         let sdk = aws_sdk_s3::Client::from_conf(config.build());
-        let client = Arc::new(Client { sdk, principal, endpoint, temporary });
+        let (requests, bytes) = (self.requests.part(1), self.bytes.part(self.part));
+        let client = Arc::new(Client { sdk, principal, endpoint, temporary, requests, bytes });
         clients.insert(key, Arc::downgrade(&client));
         Ok(client)
     }
