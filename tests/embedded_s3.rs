@@ -1,4 +1,6 @@
 //! The embedded server keeps the promises of S3 that s3view builds on, seen by the real SDK.
+//!
+//! Whole, though long: one list of promises, each a few lines over the same client.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

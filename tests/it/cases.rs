@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    identity, lifecycle, policy, protocol, radosgw, refresh, requests, resources, rotation,
+    identity, lifecycle, outage, policy, protocol, radosgw, refresh, requests, resources, rotation,
     secrecy,
     support::{namespace::Ids, server::Server},
     versions, views,
@@ -168,6 +168,10 @@ pub(crate) fn all() -> Vec<Case> {
             sigterm_leaves_the_mounts,
             republish_is_ok_whatever_else_is_wrong,
         }
+        outage {
+            what_was_read_before_starts_a_pod,
+            what_was_read_before_survives_a_reboot_on_disk,
+        }
         refresh {
             an_overwritten_object_is_replaced_whole,
             objects_come_and_go,
@@ -189,8 +193,6 @@ pub(crate) fn all() -> Vec<Case> {
             a_replaced_revision_stays_for_its_readers,
             a_sub_path_keeps_its_revision,
             unpublish_does_not_wait_for_a_refresh,
-            what_was_read_before_starts_a_pod,
-            what_was_read_before_survives_a_reboot_on_disk,
         }
         rotation {
             newer_content_is_never_taken_back,

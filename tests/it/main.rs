@@ -20,6 +20,7 @@ mod faults;
 mod fixture;
 mod identity;
 mod lifecycle;
+mod outage;
 mod policy;
 mod protocol;
 mod radosgw;
