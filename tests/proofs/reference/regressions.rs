@@ -15,6 +15,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
         ),
         ("new_credentials_bring_no_older_listing", new_credentials_bring_no_older_listing()),
         ("a_volume_that_is_too_large_hurts_no_other", a_volume_that_is_too_large_hurts_no_other()),
+        ("who_comes_back_joins_the_others_listing", who_comes_back_joins_the_others_listing()),
     ]
 }
 
@@ -68,5 +69,22 @@ fn a_volume_that_is_too_large_hurts_no_other() -> Vec<Step> {
         settled(Op::Put { key: "p/a", value: 1 }),
         settled(Op::Put { key: "q/b", value: 2 }),
         settled(Op::Put { key: "q/a", value: 2 }),
+    ]
+}
+
+/// A volume that gets credentials after a restart is shown what another one of these had listed
+/// less than an interval ago, though the bucket has moved on since.
+fn who_comes_back_joins_the_others_listing() -> Vec<Step> {
+    let shape = Shape { refresh: Refresh::Rarely, cached: false, ..SHAPE };
+    let publish = |slot| Op::Publish { slot, shape, credential: Credential::Owner };
+    let unsettled = |op| Step { op, settle: false };
+    vec![
+        settled(publish(0)),
+        unsettled(Op::Kill),
+        unsettled(Op::Put { key: "p/a", value: 1 }),
+        settled(publish(1)),
+        unsettled(Op::Put { key: "p/b", value: 1 }),
+        unsettled(Op::RepublishAll),
+        settled(Op::Put { key: "p/b", value: 0 }),
     ]
 }

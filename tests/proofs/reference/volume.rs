@@ -27,6 +27,9 @@ pub(super) struct Volume {
     pub(super) last: Option<Credential>,
     /// What earlier ones brought, and the plugin may be trying still.
     pub(super) tried: BTreeSet<Credential>,
+    /// What its sources held while it could not follow them: volumes that could may have had it
+    /// listed, and a listing is shared for an interval.
+    missed: Vec<Arc<Tree>>,
 }
 
 impl Volume {
@@ -34,7 +37,8 @@ impl Volume {
     /// read before.
     pub(super) fn published(shape: Shape, credential: Credential, shows: Vec<Arc<Tree>>) -> Self {
         let (one, shows) = (BTreeSet::from([credential]), History::new(shape.layout, shows));
-        Self { shape, shows, working: one.clone(), last: Some(credential), tried: one }
+        let (last, missed) = (Some(credential), Vec::new());
+        Self { shape, shows, working: one.clone(), last, tried: one, missed }
     }
 
     /// The kubelet brought these credentials.
@@ -87,29 +91,42 @@ impl Volume {
                 world.perhaps_forget(self.shape, *credential);
             }
         }
-        if self.follows(world) == Follows::No {
+        let follows = self.follows(world) != Follows::No;
+        if !follows && (self.shape.refresh == Refresh::Never || world.service != Service::Up) {
             return;
         }
         // Several sources are listed one after the other.
         if self.shape.sources.parts().len() > 1 {
             let mixes = world.before.iter().map(|before| mix(before, &world.objects));
-            let mixes = mixes.filter_map(|mixed| self.shape.tree(&mixed).ok());
-            for tree in mixes {
-                self.shows.push(Arc::new(tree));
-            }
+            self.missed
+                .extend(mixes.filter_map(|mixed| self.shape.tree(&mixed).ok().map(Arc::new)));
         }
-        let Ok(tree) = self.shape.tree(&world.objects).map(Arc::new) else { return };
+        let tree = self.shape.tree(&world.objects).ok().map(Arc::new);
+        self.missed.extend(tree.clone());
+        self.missed.dedup();
+        if !follows {
+            return;
+        }
+        for tree in self.missed.drain(..) {
+            self.shows.push(tree);
+        }
+        let Some(tree) = tree else { return };
         let lets = |credential: &&Credential| world.lets(**credential, self.shape.sources);
         let used: BTreeSet<_> = self.working.union(&self.tried).filter(lets).copied().collect();
         for credential in used {
             world.perhaps_record(self.shape, credential, &tree);
         }
-        self.shows.push(tree);
+    }
+
+    /// All listings are of what the sources held when this was told of last.
+    pub(super) fn all_is_listed(&mut self) {
+        self.missed.drain(..self.missed.len().saturating_sub(1));
     }
 
     /// The plugin was killed: credentials were in its memory only.
     pub(super) fn lose_credentials(&mut self) {
         (self.last, self.working, self.tried) = (None, BTreeSet::new(), BTreeSet::new());
+        self.missed.clear();
     }
 }
 

@@ -116,6 +116,9 @@ impl Harness {
         self.look_behind()?;
         self.rest().await?;
         for slot in self.slots.iter_mut().flatten() {
+            if !self.world.flaky {
+                slot.volume.all_is_listed();
+            }
             if let Some(tree) = slot.volume.target(&self.world) {
                 if slot.settled.as_ref().is_some_and(|settled| *settled != tree) {
                     *self.counts.entry("changes that came to be shown").or_default() += 1;
