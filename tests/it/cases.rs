@@ -6,7 +6,7 @@ use crate::{
     faults,
     fixture::Fixture,
     identity, lifecycle, outage, policy, protocol, radosgw, refresh, requests, resources, rotation,
-    secrecy,
+    secrecy, sharing,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -240,6 +240,14 @@ pub(crate) fn all() -> Vec<Case> {
         secrecy {
             a_leak_would_be_found,
             no_core_holds_a_secret,
+        }
+        sharing {
+            by_default_all_pods_share,
+            a_namespace_shares_with_no_other,
+            who_is_of_no_certain_namespace_shares_with_nobody,
+            a_changed_setting_moves_volumes_at_their_refresh,
+            each_namespaces_copy_needs_room,
+            a_volume_without_record_goes_on_in_its_namespace,
         }
         versions {
             small_pages_change_nothing,

@@ -29,6 +29,7 @@ mod requests;
 mod resources;
 mod rotation;
 mod secrecy;
+mod sharing;
 mod versions;
 mod views;
 
