@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::reload::ConfigFile;
 use crate::{
-    config::Config,
+    config::{Config, Sharing},
     csi::{BindError, IdentityService, NodeService, ServeError, Socket, serve},
     node::{Node, StartError},
     task::{Tasks, blocking},
@@ -94,6 +94,12 @@ impl NodeApp {
         let NodeOptions { node_id, state_dir, config, config_file, socket: path } = options;
         for key in config.without_effect() {
             tracing::warn!(key, "this part of the configuration has no effect in this release");
+        }
+        if config.store.share == Sharing::Namespace && !config.trust.pod_info {
+            tracing::warn!(
+                "store.share is \"namespace\" without trust.podInfo: a volume shares files with no \
+                 other unless its pod's token comes in secrets"
+            );
         }
         let (ready, tasks) = (Ready::default(), Tasks::default());
         if let Some(listener) = telemetry {

@@ -160,10 +160,43 @@ impl Default for Timeouts {
 /// The node's content cache on its two media.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoreConfig {
+    /// Whose volumes may show the same files.
+    pub share: Sharing,
     /// The tmpfs.
     pub memory: MemoryStoreConfig,
     /// The directory on the cache disk.
     pub disk: DiskStoreConfig,
+}
+
+/// Whose volumes may show the same files, where content, owner and mode are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// All volumes of the node.
+    #[default]
+    Node,
+    /// Those of one namespace.
+    Namespace,
+}
+
+impl Sharing {
+    const ALL: [Self; 2] = [Self::Node, Self::Namespace];
+
+    /// The word that users write.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Namespace => "namespace",
+        }
+    }
+}
+
+impl FromStr for Sharing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sharing = Self::ALL.into_iter().find(|sharing| sharing.as_str() == text);
+        sharing.ok_or_else(|| format!("{text:?} must be \"node\" or \"namespace\""))
+    }
 }
 
 /// The store in memory.

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! <root>/v1/blobs/<id>-<size>-<crc>-<uid>-<gid>-<mode>   one file for each variant of a blob
+//!        .../<the same>-<sharers>-<digest>               one that not everybody may link
 //! <root>/v1/tmp/                                         fills, where O_TMPFILE is missing
 //! <root>/v1/volumes/<volume>/                            revisions: hard links to blobs
 //! <root>/v1/records/                                     what principals were allowed to read
@@ -11,7 +12,9 @@
 //!
 //! Rules. A blob's file is complete and verified before it has its name, and never changes after.
 //! Ownership, mode and mtime live on the inode, so a blob has one *variant* for each combination of
-//! owner and mode. A blob is handed out only to a principal whom S3 let read that very object
+//! owner and mode, and for each circle of sharers where not everybody may have a link to the same
+//! inode. A variant is copied from another; a copy for other sharers is checked against a digest that
+//! nobody can forge, because whoever holds a link may have changed the file. A blob is handed out only to a principal whom S3 let read that very object
 //! version, not too long ago: it fetched it, or the caller vouches for it. A file of an earlier run on the disk is read
 //! through before it is handed out. What a volume links (`st_nlink` above one) or a [`Lease`] pins is never evicted; the
 //! link count is the kernel's, so it survives a restart and cannot drift as a counter of ours could.
@@ -53,7 +56,7 @@ use prometheus::{IntCounter, IntGauge};
 pub(crate) use self::error::io_kind;
 use self::{blob::BlobName, error::io_error, index::Index, verify::Readings};
 pub use self::{
-    blob::{BlobId, Variant},
+    blob::{BlobId, Sharers, Variant},
     error::StoreError,
     fill::{Content, Fill},
     lease::{Lease, Reservation},

@@ -59,6 +59,7 @@ impl Config {
             ("driverName", *driver_name != file.driver_name),
             ("kubeletDir", *kubelet_dir != file.kubelet_dir),
             ("defaultEndpoint", *default_endpoint != file.default_endpoint),
+            ("store.share", store.share != file.store.share),
             ("store.memory.size", store.memory.size != file.store.memory.size),
             ("store.memory.allowSwap", store.memory.allow_swap != file.store.memory.allow_swap),
             ("store.disk.path", store.disk.path != file.store.disk.path),
@@ -130,6 +131,7 @@ mod tests {
     #[test_case("driverName: a.dev" => vec!["driverName"])]
     #[test_case("kubeletDir: /k" => vec!["kubeletDir"])]
     #[test_case("defaultEndpoint: minio" => vec!["defaultEndpoint"])]
+    #[test_case("store: { share: namespace }" => vec!["store.share"])]
     #[test_case("store: { memory: { size: 300Mi } }" => vec!["store.memory.size"])]
     #[test_case("store: { memory: { allowSwap: true } }" => vec!["store.memory.allowSwap"])]
     #[test_case("store: { disk: { path: /d, size: 30Gi } }" => vec!["store.disk.path", "store.disk.size"])]

@@ -120,6 +120,7 @@ fn endpoint_name(section: &mut Section<'_>, key: &'static str, names: &[&str]) -
 
 fn store(section: &mut Section<'_>) -> StoreConfig {
     StoreConfig {
+        share: section.get("share", str::parse).unwrap_or_default(),
         memory: section.section("memory", |memory| MemoryStoreConfig {
             size: memory.get("size", size).unwrap_or(ByteSize::mebibytes(512)),
             allow_swap: memory.get("allowSwap", flag).unwrap_or(false),

@@ -42,7 +42,7 @@ fn the_defaults_are_those_of_the_written_file() {
         "
         driverName: csi.s3view.dev
         kubeletDir: /var/lib/kubelet
-        store: { memory: { size: 512Mi, allowSwap: false }, disk: { path: /var/lib/s3view/disk, size: 20Gi } }
+        store: { share: node, memory: { size: 512Mi, allowSwap: false }, disk: { path: /var/lib/s3view/disk, size: 20Gi } }
         keeper: { socket: /run/s3view/keeper.sock, holdFor: 10m }
         fuse: { waitForS3: 60s, waitForCredentials: 3m }
         fetch: { requests: 64, bytesInFlight: 64Mi, partSize: 8Mi }
@@ -202,6 +202,13 @@ fn defaults_are_text_for_all_and_by_namespace() {
 }
 
 #[test]
+fn who_shares_is_read() {
+    let share = |word: &str| parse(&format!("store: {{ share: {word} }}")).store.share;
+    assert_eq!(["node", "namespace"].map(share), Sharing::ALL);
+    assert_eq!(parse("").store.share, Sharing::Node);
+}
+
+#[test]
 fn the_policy_is_read() {
     let policy = parse(
         "
@@ -275,6 +282,7 @@ fn five_mistakes_are_five_problems() {
 #[test_case("driverName: []", "driverName: must be a single value, not a list"; "list for text")]
 #[test_case("defaults: { sources: [] }", "defaults.sources: must be a single value, not a list"; "list for an attribute")]
 #[test_case("trust: { podInfo: yes }", "trust.podInfo: \"yes\" must be true or false"; "boolean")]
+#[test_case("store: { share: pod }", "store.share: \"pod\" must be \"node\" or \"namespace\""; "sharing")]
 #[test_case("store: { disk: { size: 0 } }", "store.disk.size: \"0\" must be at least 1"; "no size")]
 #[test_case("limits: { minRefresh: 0s }", "limits.minRefresh: \"0s\" must be above zero, such as \"5s\""; "no interval")]
 #[test_case("metrics: { address: ':9090' }", "metrics.address: \":9090\" must be an IP address and a port, such as \"0.0.0.0:9090\""; "address")]

@@ -378,7 +378,7 @@ fn find_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String>
 /// Why it cannot be shown, for people.
 fn show_recorded(recipe: &Recipe, listing: &Listing) -> Result<(), String> {
     let described = |error: &dyn std::error::Error| error.to_string();
-    let variant = LinkFarm::variant(&recipe.shape.ownership);
+    let variant = recipe.variant();
     let (mut blobs, mut wanted) = (HashMap::new(), Vec::new());
     for entry in listing.entries() {
         let (version, id) = (&entry.object.version, BlobId::of(&entry.object.version));
@@ -395,6 +395,6 @@ fn show_recorded(recipe: &Recipe, listing: &Listing) -> Result<(), String> {
     }
     let names = LinkFarm::names(listing);
     let reservation = recipe.store.reserve(wanted, names).map_err(|error| described(&error))?;
-    let leases = Leases { blobs, reservation: Arc::new(reservation) };
+    let leases = Leases { variant, blobs, reservation: Arc::new(reservation) };
     recipe.farm.create(listing, &leases).map_err(|error| described(&error))
 }

@@ -16,10 +16,10 @@ use super::{
     volumes::{Begun, State},
 };
 use crate::{
-    config::Config,
+    config::{Config, Sharing},
     mount::{self, SwapPolicy, TargetPath},
     problems::Problems,
-    store::Medium,
+    store::{Medium, Sharers},
     task::blocking,
     units::Refresh,
     view::linkfarm::LinkFarm,
@@ -182,7 +182,8 @@ impl Node {
         let farm = LinkFarm::new(directory, spec.layout, spec.ownership);
         let tenant = brought.tenant;
         let namespace = tenant.as_ref().map(|tenant| tenant.namespace.clone());
-        let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, farm, shape };
+        let sharers = sharers(&config, namespace.as_deref(), &place.key);
+        let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, farm, shape, sharers };
         let entry = entry.shaped(shape).counted_for(namespace);
         Ok(Plan { entry, recipe: Arc::new(recipe), limits: config.limits.namespace.clone() })
     }
@@ -397,6 +398,20 @@ pub(super) fn spec(
     VolumeSpec::parse(attributes, &context)
 }
 
+/// Who may have links to the files that a volume shows. A volume whose namespace nothing vouches for
+/// shares with nobody: whoever it says it is, another may be.
+pub(super) fn sharers(
+    config: &Config,
+    namespace: Option<&str>,
+    key: &VolumeKey,
+) -> Option<Sharers> {
+    match (config.store.share, namespace) {
+        (Sharing::Node, _) => None,
+        (Sharing::Namespace, Some(namespace)) => Some(Sharers::of_namespace(namespace)),
+        (Sharing::Namespace, None) => Some(Sharers::of_volume(key.as_str())),
+    }
+}
+
 /// Both results, or the problems of both.
 fn both(
     spec: Result<VolumeSpec, SpecError>,
@@ -419,4 +434,30 @@ fn both(
 
 fn swap_policy(config: &Config) -> SwapPolicy {
     if config.store.memory.allow_swap { SwapPolicy::Allow } else { SwapPolicy::Refuse }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn who_shares_is_configured_and_certain() {
+        let [one, two] = ["/one", "/two"].map(|path| VolumeKey::of(Path::new(path)));
+        let sharers = |share, namespace, key| {
+            let mut config = Config::default();
+            config.store.share = share;
+            sharers(&config, namespace, key)
+        };
+        let namespace = Sharing::Namespace;
+        assert_eq!(sharers(Sharing::Node, Some("a"), &one), None);
+        assert_eq!(sharers(Sharing::Node, None, &one), None);
+        assert_eq!(sharers(namespace, Some("a"), &one), sharers(namespace, Some("a"), &two));
+        assert_ne!(sharers(namespace, Some("a"), &one), sharers(namespace, Some("b"), &one));
+        // Nobody knows whose they are.
+        assert_ne!(sharers(namespace, None, &one), sharers(namespace, None, &two));
+        assert_eq!(sharers(namespace, None, &one), sharers(namespace, None, &one));
+        assert_ne!(sharers(namespace, Some(one.as_str()), &one), sharers(namespace, None, &one));
+    }
 }

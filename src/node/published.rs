@@ -374,7 +374,11 @@ impl State {
     /// What is shown is what S3 had at that moment, and `principal` may read it.
     fn shows(&mut self, recipe: &Arc<Recipe>, current: &Current, principal: SealedPrincipal) {
         self.entry.principal = Some(principal);
-        self.entry.shape.get_or_insert(recipe.shape);
+        if self.entry.shape.is_none() {
+            // Its record was lost: whose it is, is what the request says that it went on with.
+            self.entry.shape = Some(recipe.shape);
+            self.entry.namespace = recipe.tenant.as_ref().map(|it| it.namespace.clone());
+        }
         self.entry.is_fallback = false;
         (self.listing, self.is_doubtful) = (Some(Arc::clone(&current.listing)), false);
         self.asked_at = Some(current.asked_at);

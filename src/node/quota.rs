@@ -42,9 +42,12 @@ impl Share {
     /// What a listing holds, shown as one variant. Takes time in proportion to the entries.
     pub(super) fn of(listing: &Listing, variant: Variant) -> Self {
         let mut digest = Sha256::new();
-        let Variant { uid, gid, mode } = variant;
+        let Variant { uid, gid, mode, sharers } = variant;
         digest
             .update([uid.to_le_bytes(), gid.to_le_bytes(), u32::from(mode).to_le_bytes()].concat());
+        if let Some(sharers) = sharers {
+            digest.update(sharers.as_bytes());
+        }
         for entry in listing.entries() {
             digest.update(BlobId::of(&entry.object.version).as_bytes());
         }
@@ -243,6 +246,7 @@ fn sum(contents: &HashMap<String, u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Sharers;
 
     fn limits(volumes: u64, memory: u64, disk: u64) -> NamespaceLimits {
         let (memory, disk) = (ByteSize::from_bytes(memory), ByteSize::from_bytes(disk));
@@ -294,6 +298,15 @@ mod tests {
         let error = claims.take(&all[3], share("y", 41)).unwrap_err();
         assert_eq!((error.allowed, error.used, error.needed), (100, 60, 41));
         assert_eq!(all[3].held.lock().now, share("y", 40), "a refusal leaves the claim");
+    }
+
+    #[test]
+    fn equal_content_for_other_sharers_is_another_copy() {
+        let variant = |sharers| Variant { uid: 0, gid: 0, mode: 0o444, sharers };
+        let share = |sharers| Share::of(&Listing::default(), variant(sharers)).content;
+        let [a, b] = ["a", "b"].map(|name| Some(Sharers::of_volume(name)));
+        assert_eq!(share(a), share(a));
+        assert!(share(a) != share(b) && share(a) != share(None));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
     revision::Recipe,
 };
 use crate::{
+    config::Config,
     failure::full_message,
     source::s3::S3Source,
     units::Refresh,
@@ -70,10 +71,17 @@ impl Node {
         };
         let source = self.0.source(&config, &spec, &brought);
         let source = source.map_err(|error| unusable(full_message(&error)))?;
-        Ok(self.recipe(place, published, Asked { spec, tenant: brought.tenant, source }))
+        let asked = Asked { spec, tenant: brought.tenant, source };
+        Ok(self.recipe(&config, place, published, asked))
     }
 
-    fn recipe(&self, place: &Place, published: &Published, asked: Asked) -> Recipe {
+    fn recipe(
+        &self,
+        config: &Config,
+        place: &Place,
+        published: &Published,
+        asked: Asked,
+    ) -> Recipe {
         let Asked { spec, tenant, source } = asked;
         let store = self.0.stores.get(published.medium).clone();
         let directory = store.volumes().join(place.key.as_str());
@@ -83,7 +91,14 @@ impl Node {
             ownership: spec.ownership,
         });
         let farm = LinkFarm::new(directory, shape.layout, shape.ownership);
-        Recipe { spec, tenant, source, store, farm, shape }
+        // It shares with the same volumes for all its life, whatever later requests say.
+        let known = published.entry();
+        let namespace = match known.shape {
+            Some(_) => known.namespace,
+            None => tenant.as_ref().map(|tenant| tenant.namespace.clone()),
+        };
+        let sharers = publish::sharers(config, namespace.as_deref(), &place.key);
+        Recipe { spec, tenant, source, store, farm, shape, sharers }
     }
 
     /// Refreshes with the recipe's credentials, if they are not the ones that the volume uses.

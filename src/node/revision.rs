@@ -17,7 +17,7 @@ use crate::{
     object::{Object, SseKeyDigest},
     relpath::RelPath,
     source::{Principal, s3::S3Source},
-    store::{BlobId, PAGE, Store, Wanted},
+    store::{BlobId, PAGE, Sharers, Store, Variant, Wanted},
     task::blocking,
     units::ByteSize,
     view::linkfarm::{Leases, LinkFarm},
@@ -39,6 +39,8 @@ pub(super) struct Recipe {
     pub(super) farm: LinkFarm,
     /// As the volume was published, whatever the configured defaults are now.
     pub(super) shape: Shape,
+    /// Who may have links to the files that it shows.
+    pub(super) sharers: Option<Sharers>,
 }
 
 impl Recipe {
@@ -52,16 +54,21 @@ impl Recipe {
         ListingKey::new(&self.source, &self.spec)
     }
 
+    /// What the volume's files are.
+    pub(super) fn variant(&self) -> Variant {
+        LinkFarm::variant(&self.shape.ownership, self.sharers)
+    }
+
     /// What a listing counts for the volume's namespace. Takes time in proportion to its entries.
     pub(super) fn share(&self, listing: &Listing) -> Share {
-        Share::of(listing, LinkFarm::variant(&self.shape.ownership))
+        Share::of(listing, self.variant())
     }
 
     fn order(&self, progress: &Arc<Progress>) -> Order {
         Order {
             source: self.source.clone(),
             store: self.store.clone(),
-            variant: LinkFarm::variant(&self.shape.ownership),
+            variant: self.variant(),
             progress: Arc::clone(progress),
         }
     }
@@ -118,7 +125,7 @@ pub(super) fn admit(
     need: &Need,
 ) -> Result<Admitted, NodeError> {
     let (store, principal) = (&recipe.store, recipe.source.principal());
-    let variant = LinkFarm::variant(&recipe.shape.ownership);
+    let variant = recipe.variant();
     let mut blobs = HashMap::new();
     let mut missing: HashMap<BlobId, Object> = HashMap::new();
     let mut wanted = Vec::new();
@@ -138,7 +145,7 @@ pub(super) fn admit(
         }
     }
     let reservation = Arc::new(store.reserve(wanted, LinkFarm::names(listing))?);
-    let leases = Leases { blobs, reservation };
+    let leases = Leases { variant, blobs, reservation };
     Ok(Admitted { leases, missing: missing.into_values().collect() })
 }
 

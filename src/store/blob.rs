@@ -10,7 +10,8 @@ use crate::object::ObjectVersion;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobId([u8; 32]);
 
-/// Who owns a file and what its mode is: what an inode holds beside the content.
+/// Who owns a file, what its mode is, and who may have a link to it: what an inode has beside the
+/// content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Variant {
     /// The owner.
@@ -19,7 +20,19 @@ pub struct Variant {
     pub gid: u32,
     /// The permission bits.
     pub mode: u16,
+    /// Whose volumes link it; `None` for any.
+    pub sharers: Option<Sharers>,
 }
+
+/// Volumes that may link the same files. As good as a secret from others who share: it is a digest,
+/// and stands in no place that a pod can read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sharers([u8; 16]);
+
+/// A digest of a blob's content that nobody can forge, unlike its CRC. Only files with [`Sharers`]
+/// have one: it tells whether what some of them hold may be copied for others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ContentDigest(pub(super) [u8; 16]);
 
 /// The name of one variant of one blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +43,55 @@ pub(super) struct BlobName {
     /// CRC-64/NVME of the content.
     pub(super) crc: u64,
     pub(super) variant: Variant,
+    /// There is one if, and only if, the variant has sharers.
+    pub(super) digest: Option<ContentDigest>,
+}
+
+impl Sharers {
+    /// The volumes of a namespace.
+    pub fn of_namespace(name: &str) -> Self {
+        Self::of("namespace", name)
+    }
+
+    /// One volume alone, by a name that no other has.
+    pub fn of_volume(name: &str) -> Self {
+        Self::of("volume", name)
+    }
+
+    fn of(kind: &str, name: &str) -> Self {
+        Self(half(&Sha256::new().chain_update(kind).chain_update([0]).chain_update(name)))
+    }
+
+    /// The digest itself.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl ContentDigest {
+    /// Of what was hashed.
+    pub(super) fn of(hash: &Sha256) -> Self {
+        Self(half(hash))
+    }
+}
+
+/// Half a SHA-256 is as hard to meet by chance or will.
+fn half(hash: &Sha256) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.clone().finalize()[..16]);
+    half
+}
+
+impl fmt::Debug for Sharers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sharers({})", hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for ContentDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContentDigest({})", hex::encode(self.0))
+    }
 }
 
 impl BlobId {
@@ -62,8 +124,13 @@ impl fmt::Debug for BlobId {
 
 impl fmt::Display for BlobName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, size, crc, variant: Variant { uid, gid, mode } } = self;
-        write!(f, "{}-{size}-{crc:016x}-{uid}-{gid}-{mode:04o}", hex::encode(id.0))
+        let Self { id, size, crc, variant, digest } = self;
+        let Variant { uid, gid, mode, sharers } = variant;
+        write!(f, "{}-{size}-{crc:016x}-{uid}-{gid}-{mode:04o}", hex::encode(id.0))?;
+        if let (Some(sharers), Some(digest)) = (sharers, digest) {
+            write!(f, "-{}-{}", hex::encode(sharers.0), hex::encode(digest.0))?;
+        }
+        Ok(())
     }
 }
 
@@ -85,7 +152,14 @@ impl FromStr for BlobName {
         let uid = next()?.parse().map_err(|_| NotABlob)?;
         let gid = next()?.parse().map_err(|_| NotABlob)?;
         let mode = u16::from_str_radix(next()?, 8).map_err(|_| NotABlob)?;
-        let name = Self { id: BlobId(id), size, crc, variant: Variant { uid, gid, mode } };
+        let mut half = |next: &str| {
+            let mut half = [0; 16];
+            hex::decode_to_slice(next, &mut half).map(|()| half).map_err(|_| NotABlob)
+        };
+        let sharers = parts.next().map(&mut half).transpose()?.map(Sharers);
+        let digest = parts.next().map(&mut half).transpose()?.map(ContentDigest);
+        let variant = Variant { uid, gid, mode, sharers };
+        let name = Self { id: BlobId(id), size, crc, variant, digest };
         // One name for one blob: a spelling that we would not write is not ours.
         if name.to_string() == text { Ok(name) } else { Err(NotABlob) }
     }
@@ -99,8 +173,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_round_trip(id: [u8; 32], size: u64, crc: u64, uid: u32, gid: u32, mode in 0..512u16) {
-            let name = BlobName { id: BlobId(id), size, crc, variant: Variant { uid, gid, mode } };
+        fn names_round_trip(
+            (id, size, crc) in any::<([u8; 32], u64, u64)>(),
+            (uid, gid, mode) in (any::<u32>(), any::<u32>(), 0..512u16),
+            shared in any::<Option<([u8; 16], [u8; 16])>>(),
+        ) {
+            let (sharers, digest) = shared.unzip();
+            let variant = Variant { uid, gid, mode, sharers: sharers.map(Sharers) };
+            let digest = digest.map(ContentDigest);
+            let name = BlobName { id: BlobId(id), size, crc, variant, digest };
+            prop_assert!(name.to_string().len() <= 255, "a file name");
             prop_assert_eq!(name.to_string().parse::<BlobName>(), Ok(name));
         }
 
@@ -108,5 +190,23 @@ mod tests {
         fn other_names_are_refused(text in "[0-9a-f-]{0,90}") {
             prop_assert!(text.parse::<BlobName>().is_err());
         }
+    }
+
+    #[test]
+    fn a_file_has_sharers_and_a_digest_or_neither() {
+        let plain = format!("{}-1-0000000000000002-3-4-0400", "ab".repeat(32));
+        let half = "cd".repeat(16);
+        let parses = |text: String| text.parse::<BlobName>().is_ok();
+        assert!(parses(plain.clone()) && parses(format!("{plain}-{half}-{half}")));
+        for tail in ["-", "--", "-x-x", &format!("-{half}"), &format!("-{half}-{half}-{half}")] {
+            assert!(!parses(format!("{plain}{tail}")), "{tail}");
+        }
+    }
+
+    #[test]
+    fn no_namespace_is_a_volume() {
+        assert_ne!(Sharers::of_namespace("a"), Sharers::of_volume("a"));
+        assert_ne!(Sharers::of_namespace("a"), Sharers::of_namespace("b"));
+        assert_eq!(Sharers::of_namespace("a"), Sharers::of_namespace("a"));
     }
 }

@@ -5,7 +5,7 @@
 //! takes no space, so a restarted plugin can serve a store that is nearly full of its own blobs.
 
 use std::{
-    fs::{File, FileTimes, Permissions},
+    fs::{File, FileTimes, Metadata, Permissions},
     io,
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown},
     sync::{
@@ -24,7 +24,7 @@ use nix::{
 
 use super::{
     Lease, Reservation, Store, StoreError,
-    blob::{BlobId, BlobName, Variant},
+    blob::{BlobId, BlobName, ContentDigest, Variant},
     index::Known,
     unnamed::Unnamed,
     verify,
@@ -156,7 +156,9 @@ impl Fill {
                 }
             }
             Target::New(file) => {
-                let name = BlobName { id, size, crc: content.crc, variant };
+                let digest = variant.sharers.map(|_| verify::digest_of(file.file())).transpose();
+                let digest = digest.map_err(store.io("read a blob"))?;
+                let name = BlobName { id, size, crc: content.crc, variant, digest };
                 let dressed = dress(file.file(), variant, content.modified);
                 dressed.map_err(store.io("set a blob's owner"))?;
                 add(&store, &file, name)?;
@@ -221,28 +223,56 @@ fn differs() -> StoreError {
 }
 
 /// Makes another variant of a blob by copying it within the medium.
+///
+/// A file that others link may have been changed by a pod with rights over the node that no file mode
+/// holds back. What is copied for those who share nothing with them is what was fetched, or nothing:
+/// the bytes are looked at in the copy, which nobody else can reach.
 pub(super) fn copy_variant(
     store: &Store,
     base: &BlobName,
     variant: Variant,
 ) -> Result<BlobName, StoreError> {
-    let file = unnamed_copy(store, &base.to_string(), variant)?;
-    let name = BlobName { variant, ..*base };
+    let (file, metadata) = unnamed_copy(store, base, variant)?;
+    let digest = if base.variant.sharers == variant.sharers {
+        base.digest
+    } else {
+        let Some(digest) = digest_as_fetched(&file, base).map_err(store.io("read a blob"))? else {
+            tracing::warn!(blob = %base, "a blob was changed by who shows it; it is removed");
+            verify::discard(store, base, &metadata);
+            return Err(StoreError::Gone);
+        };
+        variant.sharers.map(|_| digest)
+    };
+    let name = BlobName { variant, digest, ..*base };
     add(store, &file, name)?;
     Ok(name)
 }
 
-/// A file without a name with a blob's content and mtime and a variant's owner and mode.
+/// The digest of a copy of `base`; none if it does not hold what was fetched. Files that everybody
+/// shares have a CRC for that, which finds damage and no forgery.
+fn digest_as_fetched(copy: &Unnamed, base: &BlobName) -> io::Result<Option<ContentDigest>> {
+    let digest = verify::digest_of(copy.file())?;
+    let is_so = match base.digest {
+        Some(fetched) => fetched == digest,
+        None => verify::crc_of(copy.file(), base.size)? == Some(base.crc),
+    };
+    Ok(is_so.then_some(digest))
+}
+
+/// A file without a name with a blob's content and mtime and a variant's owner and mode, and what the
+/// blob's file was.
 pub(super) fn unnamed_copy(
     store: &Store,
-    blob: &str,
+    blob: &BlobName,
     variant: Variant,
-) -> Result<Unnamed, StoreError> {
-    let copy = || -> io::Result<Unnamed> {
-        let source = open_blob(store, blob)?;
+) -> Result<(Unnamed, Metadata), StoreError> {
+    let copy = || -> io::Result<(Unnamed, Metadata)> {
+        let source = open_blob(store, &blob.to_string())?;
         let metadata = source.metadata()?;
         let target = Unnamed::new(store)?;
-        let mut left = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+        // Room was reserved for so much, whatever has become of the file.
+        let length = metadata.len().min(blob.size);
+        let mut left = usize::try_from(length).unwrap_or(usize::MAX);
         while left > 0 {
             match copy_file_range(&source, None, target.file(), None, left)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -250,7 +280,7 @@ pub(super) fn unnamed_copy(
             }
         }
         dress(target.file(), variant, metadata.modified()?)?;
-        Ok(target)
+        Ok((target, metadata))
     };
     copy().map_err(store.io("copy a blob"))
 }

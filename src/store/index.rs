@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Medium, Wanted,
-    blob::{BlobId, BlobName, Variant},
+    blob::{BlobId, BlobName, ContentDigest, Variant},
     pages,
 };
 use crate::source::Principal;
@@ -53,6 +53,7 @@ struct Blob {
 #[derive(Debug, Clone, Copy)]
 struct Use {
     variant: Variant,
+    digest: Option<ContentDigest>,
     inode: u64,
     at: u64,
     /// Written or read through by this process; before that, a file is only as good as the disk.
@@ -97,8 +98,15 @@ impl Hasher for Digested {
 }
 
 impl Blob {
+    /// Whether other bytes with the same CRC are here.
+    fn is_forged(&self, name: &BlobName) -> bool {
+        let mut digests = self.variants.iter().filter_map(|used| used.digest);
+        name.digest.is_some_and(|digest| digests.any(|known| known != digest))
+    }
+
     fn name(&self, id: BlobId, used: &Use) -> BlobName {
-        BlobName { id, size: self.size, crc: self.crc, variant: used.variant }
+        let (size, crc, variant, digest) = (self.size, self.crc, used.variant, used.digest);
+        BlobName { id, size, crc, variant, digest }
     }
 }
 
@@ -114,9 +122,7 @@ impl Index {
             let Some(name) = name else { continue };
             match index.known(&name) {
                 Known::Missing => {
-                    let (variant, inode) = (name.variant, entry.ino());
-                    let verified = medium == Medium::Memory;
-                    index.insert(name, Use { variant, inode, at: 0, verified });
+                    index.insert(name, entry.ino(), medium == Medium::Memory);
                 }
                 Known::Differs => disputed.push(name),
                 Known::Same => {}
@@ -243,7 +249,7 @@ impl Index {
         match self.blobs.get(&name.id) {
             // Only pinned still; its files are gone.
             Some(blob) if blob.variants.is_empty() => Known::Missing,
-            Some(blob) if blob.crc != name.crc => Known::Differs,
+            Some(blob) if blob.crc != name.crc || blob.is_forged(name) => Known::Differs,
             Some(blob) if blob.variants.iter().any(|used| used.variant == name.variant) => {
                 Known::Same
             }
@@ -254,12 +260,12 @@ impl Index {
     /// Adds a variant that is not here, just written.
     pub(super) fn add(&mut self, name: BlobName, inode: u64) {
         self.clock += 1;
-        let (variant, at) = (name.variant, self.clock);
-        self.insert(name, Use { variant, inode, at, verified: true });
+        self.insert(name, inode, true);
     }
 
-    fn insert(&mut self, name: BlobName, used: Use) {
-        let BlobName { id, size, crc, .. } = name;
+    fn insert(&mut self, name: BlobName, inode: u64, verified: bool) {
+        let BlobName { id, size, crc, variant, digest } = name;
+        let used = Use { variant, digest, inode, at: self.clock, verified };
         let blob = self.blobs.entry(id).or_insert_with(|| Blob {
             size,
             crc,
@@ -285,6 +291,15 @@ impl Index {
         let blob = self.blobs.get(id)?;
         let used = blob.variants.iter().find(|used| used.variant == variant)?;
         Some((blob.name(*id, used), used.verified))
+    }
+
+    /// A verified file to make a variant from; one of those who may link the variant anyway, if
+    /// there is.
+    pub(super) fn base(&self, id: &BlobId, variant: Variant) -> Option<BlobName> {
+        let blob = self.blobs.get(id)?;
+        let verified = blob.variants.iter().filter(|used| used.verified);
+        let used = verified.max_by_key(|used| used.variant.sharers == variant.sharers)?;
+        Some(blob.name(*id, used))
     }
 
     /// The inode number of a variant's file.

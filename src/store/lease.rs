@@ -34,8 +34,9 @@ impl Lease {
     /// What the file system answers; `Stale` if somebody removed the file behind our back.
     ///
     /// # Blocking
-    /// One system call when the variant exists, else a copy of the content within the medium. Reads
-    /// all of a variant of an earlier run once.
+    /// One system call when the variant exists, else a copy of the content within the medium, which
+    /// is read through if others than the sharers may have changed what it is a copy of. Reads all of
+    /// a variant of an earlier run once.
     pub fn link(
         &self,
         variant: Variant,
@@ -46,7 +47,7 @@ impl Lease {
         let (blobs, file) = (&self.store.0.blobs, blob.to_string());
         match linkat(blobs, file.as_str(), &directory, name, AtFlags::empty()) {
             Ok(()) => Ok(()),
-            Err(Errno::EMLINK) => self.copy(&file, variant, directory.as_fd(), name),
+            Err(Errno::EMLINK) => self.copy(&blob, variant, directory.as_fd(), name),
             Err(Errno::ENOENT) => {
                 self.store.0.index.lock().remove(&blob);
                 Err(StoreError::Gone)
@@ -67,21 +68,19 @@ impl Lease {
         {
             return Ok(name);
         }
-        let any = self.store.0.index.lock().find(&self.id);
-        match any {
-            Some((base, true)) => fill::copy_variant(&self.store, &base, variant),
-            _ => Err(StoreError::Gone),
-        }
+        let base = self.store.0.index.lock().base(&self.id, variant);
+        fill::copy_variant(&self.store, &base.ok_or(StoreError::Gone)?, variant)
     }
 
     fn copy(
         &self,
-        blob: &str,
+        blob: &BlobName,
         variant: Variant,
         directory: BorrowedFd<'_>,
         name: &str,
     ) -> Result<(), StoreError> {
-        let copied = fill::unnamed_copy(&self.store, blob, variant)?.link(directory, name);
+        let (copy, _) = fill::unnamed_copy(&self.store, blob, variant)?;
+        let copied = copy.link(directory, name);
         copied.map_err(|errno| self.store.io("copy a blob with too many links")(errno.into()))
     }
 }

@@ -21,8 +21,13 @@ use crc_fast::{CrcAlgorithm, Digest};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use sha2::{Digest as _, Sha256};
 
-use super::{Store, StoreError, blob::BlobName, fill::open_blob};
+use super::{
+    Store, StoreError,
+    blob::{BlobName, ContentDigest},
+    fill::open_blob,
+};
 
 /// The attribute that holds the id of the boot in which the file was read through.
 pub(super) const MARK: &str = "user.s3view.verified";
@@ -147,18 +152,32 @@ fn mark(file: &File) {
 }
 
 /// The CRC-64 of the file's content; none if it ends before `size`.
-fn crc_of(file: &File, size: u64) -> io::Result<Option<u64>> {
+pub(super) fn crc_of(file: &File, size: u64) -> io::Result<Option<u64>> {
     let mut crc = Digest::new(CrcAlgorithm::Crc64Nvme);
+    let length = read_through(file, size, |bytes| crc.update(bytes))?;
+    Ok((length == size).then(|| crc.finalize()))
+}
+
+/// The digest of all of the file's content.
+pub(super) fn digest_of(file: &File) -> io::Result<ContentDigest> {
+    let mut hash = Sha256::new();
+    read_through(file, u64::MAX, |bytes| hash.update(bytes))?;
+    Ok(ContentDigest::of(&hash))
+}
+
+/// Shows the content to `look` until it has seen `most` bytes or the file ends; returns how many it
+/// saw.
+fn read_through(file: &File, most: u64, mut look: impl FnMut(&[u8])) -> io::Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let mut at = 0;
-    while at < size {
+    while at < most {
         match file.read_at(&mut buffer, at)? {
-            0 => return Ok(None),
+            0 => break,
             length => {
-                crc.update(&buffer[..length]);
+                look(&buffer[..length]);
                 at += length as u64;
             }
         }
     }
-    Ok(Some(crc.finalize()))
+    Ok(at)
 }

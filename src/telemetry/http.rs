@@ -34,6 +34,8 @@ pub async fn serve(
     health: Health,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "metrics are served");
     let text = move || async move {
         ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
     };

@@ -50,7 +50,7 @@ use crate::{
     listing::{Entry, Listing},
     mount::{MountError, table},
     relpath::RelPath,
-    store::{BlobId, Lease, Reservation, StoreError, Variant},
+    store::{BlobId, Lease, Reservation, Sharers, StoreError, Variant},
     volume::{Layout, Ownership},
 };
 
@@ -117,6 +117,8 @@ impl ViewError {
 /// have to be made.
 #[derive(Debug)]
 pub struct Leases {
+    /// As which variant they are shown.
+    pub variant: Variant,
     /// Each entry's blob; entries that are kept need none.
     pub blobs: HashMap<BlobId, Arc<Lease>>,
     /// Set aside when the listing was admitted.
@@ -164,10 +166,10 @@ impl LinkFarm {
         directory.join(ROOT)
     }
 
-    /// The owner and mode of this volume's files.
-    pub fn variant(ownership: &Ownership) -> Variant {
+    /// What a volume's files are, for who may have links to them.
+    pub fn variant(ownership: &Ownership, sharers: Option<Sharers>) -> Variant {
         let Ownership { uid, gid, file_mode, .. } = *ownership;
-        Variant { uid, gid, mode: file_mode.bits() }
+        Variant { uid, gid, mode: file_mode.bits(), sharers }
     }
 
     /// How the files of a volume directory stand; `None` if there are none yet.
@@ -198,7 +200,7 @@ impl LinkFarm {
         self.remove()?;
         make_all_private(&self.directory)?;
         let root = open(&self.directory)?.make_private(ROOT)?;
-        let link = swap::keeping(None, |_| false, leases, &self.ownership);
+        let link = swap::keeping(None, |_| false, leases);
         match self.layout {
             Layout::Files => build::build(&root, listing, &self.ownership, link)?,
             Layout::Symlinks => {
@@ -272,7 +274,7 @@ impl LinkFarm {
             Layout::Symlinks => {
                 let found = Root::read(&root)?;
                 let previous = root.find(&swap::revision_name(found.current))?;
-                let link = swap::keeping(previous.as_ref(), keep, leases, &self.ownership);
+                let link = swap::keeping(previous.as_ref(), keep, leases);
                 swap::replace(&root, &found, listing, &self.ownership, link)
             }
         }

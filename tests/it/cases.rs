@@ -6,9 +6,9 @@ use crate::{
     faults,
     fixture::Fixture,
     identity, lifecycle, outage, policy, protocol, radosgw, refresh, requests, resources, rotation,
-    secrecy,
+    secrecy, sharing,
     support::{namespace::Ids, server::Server},
-    versions, views,
+    tenants, versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -99,9 +99,14 @@ pub(crate) fn all() -> Vec<Case> {
             a_pod_is_whom_its_token_names,
             tokens_in_the_context_need_trust,
             a_token_for_another_audience_is_refused,
+            a_token_that_another_signed_is_refused,
             an_expired_token_is_told,
             credentials_are_renewed_with_the_newest_token,
             a_token_that_nobody_renews_ends_the_refresh_alone,
+        }
+        tenants {
+            no_publish_leads_to_what_another_may_read,
+            a_republish_as_another_shows_nothing_new,
         }
     );
     let embedded = cases!(false:
@@ -126,6 +131,7 @@ pub(crate) fn all() -> Vec<Case> {
             large_objects_are_asked_for_in_parts,
             many_large_objects_do_not_wait_for_each_other,
             a_key_cannot_ask_for_too_many_directories,
+            owner_and_payer_go_with_every_request,
         }
         faults {
             passing_failures_are_retried,
@@ -241,6 +247,18 @@ pub(crate) fn all() -> Vec<Case> {
             a_leak_would_be_found,
             no_core_holds_a_secret,
         }
+        tenants {
+            what_was_read_before_is_for_who_read_it,
+            rights_that_are_withdrawn_bring_nothing_new,
+        }
+        sharing {
+            by_default_all_pods_share,
+            a_namespace_shares_with_no_other,
+            who_is_of_no_certain_namespace_shares_with_nobody,
+            a_changed_setting_moves_volumes_at_their_refresh,
+            each_namespaces_copy_needs_room,
+            a_volume_without_record_goes_on_in_its_namespace,
+        }
         versions {
             small_pages_change_nothing,
             within_a_second_the_last_counts,
@@ -265,6 +283,7 @@ pub(crate) fn all() -> Vec<Case> {
             a_withdrawn_grant_keeps_the_revision,
             a_driver_without_credentials_says_so,
             the_drivers_credentials_are_found_and_renewed,
+            the_drivers_web_identity_is_exchanged,
             nobody_reads_a_public_bucket,
             tokens_appear_nowhere,
         }
@@ -272,9 +291,25 @@ pub(crate) fn all() -> Vec<Case> {
     anywhere.into_iter().chain(embedded).collect()
 }
 
+/// The cases that need what of these servers only MinIO has.
+pub(crate) fn on_minio_alone() -> Vec<Case> {
+    let cases = cases!(true:
+        views {
+            encrypted_objects_are_files_like_others,
+        }
+        tenants {
+            the_documented_policies_suffice,
+        }
+    );
+    cases.to_vec()
+}
+
 /// The cases for Ceph's object gateway, which the other servers have in forms of their own.
 pub(crate) fn on_radosgw() -> Vec<Case> {
     let cases = cases!(false:
+        tenants {
+            the_documented_policies_suffice,
+        }
         radosgw {
             an_inline_volume_shows_the_prefix,
             a_token_is_exchanged_for_a_role,

@@ -42,8 +42,11 @@ impl Fixture {
     /// The shared configuration with more lines at its end.
     pub(crate) fn config(server: &Server, more: &str) -> String {
         let url = server.url();
+        // Every plugin serves metrics, so that they can be searched for secrets.
+        let metrics = "metrics: { address: '127.0.0.1:0' }\n";
+        let metrics = if more.contains("metrics:") { "" } else { metrics };
         format!(
-            "endpoints:\n  minio:\n    url: {url}\n    retries: 3\n\
+            "{metrics}endpoints:\n  minio:\n    url: {url}\n    retries: 3\n\
              store:\n  memory: {{ size: 64Mi, allowSwap: true }}\n  disk: {{ path: DISK, size: 256Mi }}\n{more}"
         )
     }

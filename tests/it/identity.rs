@@ -25,13 +25,13 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Who signs tokens, and who gives credentials for them.
-enum Realm {
+pub(crate) enum Realm {
     Own(Box<Issuer>, Sts),
     Minio(Arc<Minio>),
 }
 
 impl Realm {
-    fn of(server: &Server) -> Self {
+    pub(crate) fn of(server: &Server) -> Self {
         match server {
             Server::Embedded(server) => {
                 let issuer = Issuer::start();
@@ -50,6 +50,14 @@ impl Realm {
         }
     }
 
+    /// Where tokens are exchanged.
+    pub(crate) fn sts_url(&self, server: &Server) -> String {
+        match self {
+            Self::Own(_, sts) => sts.url().to_owned(),
+            Self::Minio(_) => server.url(),
+        }
+    }
+
     fn sts(&self) -> &Sts {
         match self {
             Self::Own(_, sts) => sts,
@@ -58,7 +66,12 @@ impl Realm {
     }
 
     /// A token whose holder may read the case's bucket below the prefix and nothing else.
-    async fn reader(&self, fixture: &Fixture, service_account: &str, prefix: &str) -> Token {
+    pub(crate) async fn reader(
+        &self,
+        fixture: &Fixture,
+        service_account: &str,
+        prefix: &str,
+    ) -> Token {
         let bucket = &fixture.bucket;
         // MinIO keeps one policy for each subject: the cases must not share them.
         let name = format!("{bucket}-{service_account}");
@@ -89,7 +102,7 @@ impl Realm {
     }
 
     /// The token as the kubelet brings it.
-    fn issue(&self, token: &Token) -> String {
+    pub(crate) fn issue(&self, token: &Token) -> String {
         self.issuer().issue(std::slice::from_ref(token))
     }
 }
@@ -117,7 +130,7 @@ impl Fixture {
     }
 
     /// A pod with a token among the secrets, and no keys.
-    fn pod_with(&self, prefix: &str, tokens: &str) -> Pod {
+    pub(crate) fn pod_with(&self, prefix: &str, tokens: &str) -> Pod {
         self.pod(prefix).with_secrets(&[(TOKENS, tokens)])
     }
 }
@@ -191,6 +204,17 @@ pub(crate) async fn a_token_for_another_audience_is_refused(mut fixture: Fixture
     fixture.configure_realm(&realm, "audience: s3view", "");
     fixture.restart().await;
     fixture.publish(&fixture.pod_with("certs", &both)).await;
+}
+
+pub(crate) async fn a_token_that_another_signed_is_refused(mut fixture: Fixture) {
+    let realm = fixture.realm("").await;
+    fixture.put_certificates().await;
+    let token = realm.reader(&fixture, "driver", "certs/").await;
+    let forged = Issuer::start().issue(std::slice::from_ref(&token));
+    let pod = fixture.pod_with("certs", &forged);
+    let status = fixture.kubelet.publish(&pod).await.expect_err("it is forged");
+    assert!(matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied), "{status:?}");
+    fixture.publish(&fixture.pod_with("certs", &realm.issue(&token))).await;
 }
 
 pub(crate) async fn an_expired_token_is_told(mut fixture: Fixture) {
@@ -533,6 +557,28 @@ pub(crate) async fn the_drivers_credentials_are_found_and_renewed(mut fixture: F
         fixture.put("r/file", "one").await;
     }
     assert!(!fixture.home.log().contains("MARKED"), "a secret is in the log");
+}
+
+pub(crate) async fn the_drivers_web_identity_is_exchanged(mut fixture: Fixture) {
+    fixture.put("r/file", "one").await;
+    fixture.driver("podInfo: true", "{ namespace: spark, bucket: BUCKET }").await;
+    let realm = Realm::of(&fixture.server);
+    realm.sts().set_life(4 * SECOND);
+    let token_file = fixture.home.path().join("web-identity");
+    std::fs::write(&token_file, realm.issuer().sign(&Token::of("s3view", "node"))).unwrap();
+    let env = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token_file.to_str().unwrap()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/s3view"),
+        ("AWS_ENDPOINT_URL_STS", realm.sts().url()),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("HOME", "/nonexistent"),
+    ];
+    fixture.home.set_env(&env);
+    fixture.restart().await;
+    let target = fixture.publish(&fixture.following("r", "100ms").with_secrets(&[])).await;
+    eventually("renewed credentials", || (realm.sts().exchanges() >= 2).then_some(())).await;
+    fixture.put("r/file", "two").await;
+    shows(&target, &files(&[("file", "two")])).await;
 }
 
 pub(crate) async fn nobody_reads_a_public_bucket(mut fixture: Fixture) {

@@ -29,6 +29,8 @@ mod requests;
 mod resources;
 mod rotation;
 mod secrecy;
+mod sharing;
+mod tenants;
 mod versions;
 mod views;
 
@@ -59,7 +61,8 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
-    let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
+    let mut on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
+    on_minio.extend(cases::on_minio_alone());
     let in_ci = std::env::var_os("CI").is_some();
     trials.extend(on_real("minio", &on_minio, &arguments, (ids, in_ci), minio));
     // Debian has it, others may not: never required.

@@ -63,7 +63,7 @@ impl Fixture {
     }
 }
 
-fn of(namespace: &str, mut pod: Pod) -> Pod {
+pub(crate) fn of(namespace: &str, mut pod: Pod) -> Pod {
     namespace.clone_into(&mut pod.namespace);
     pod
 }

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::{
     fixture::{Fixture, tree},
     support::{
-        issuer::{TOKENS, Token},
+        issuer::{Issuer, TOKENS, Token},
         kubelet::Pod,
         radosgw::Radosgw,
         server::{CREDENTIALS, Server},
@@ -73,6 +73,9 @@ pub(crate) async fn a_token_is_exchanged_for_a_role(fixture: Fixture) {
     let audience = pod("certs", &token.clone().for_audience("vault"), &role);
     let status = fixture.refused(&audience, Code::PermissionDenied).await;
     assert!(status.message().contains("audience \"vault\""), "{status:?}");
+    let forged = Issuer::start().issue(&[Token::of("spark", "forger")]);
+    let forged = fixture.pod("certs").with_secrets(&[(TOKENS, &forged)]).with("roleArn", &role);
+    fixture.refused(&forged, Code::PermissionDenied).await;
     let mut nameless = pod("certs", &token, &role);
     nameless.attributes.remove("roleArn");
     fixture.refused(&nameless, Code::PermissionDenied).await;

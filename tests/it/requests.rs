@@ -1,6 +1,6 @@
 //! How many requests things take, and what the caches hand out to whom.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
@@ -10,7 +10,7 @@ use crate::{
     fixture::{Fixture, tree},
     support::{
         kubelet::Pod,
-        s3::{Action, Fault, PutOptions},
+        s3::{Action, Fault, Logged, OWNER, PutOptions},
     },
 };
 
@@ -247,4 +247,38 @@ pub(crate) async fn a_key_cannot_ask_for_too_many_directories(fixture: Fixture) 
     let status = fixture.refused(&pod, Code::ResourceExhausted).await;
     assert!(status.message().contains("directories"), "{status:?}");
     fixture.publish(&fixture.pod("deep")).await;
+}
+
+pub(crate) async fn owner_and_payer_go_with_every_request(fixture: Fixture) {
+    fixture.put_certificates().await;
+    fixture.embedded().rights().add_credential("other", "other-secret");
+    let other = [("accesskey", "other"), ("secretkey", "other-secret")];
+    let named = |pod: Pod, owner: &str| {
+        pod.with("expectedBucketOwner", owner).with("requestPayer", "requester")
+    };
+    let key = || {
+        let mut pod = fixture.pod("").with("sources", "[{key: certs/keystore.jks}]");
+        pod.attributes.remove("prefix");
+        pod
+    };
+    let moment = "2026-01-01T00:00:00Z";
+    // Listings, HEAD, GET, and the one byte that proves a right; what the node holds is no way around.
+    for pod in [fixture.pod("certs"), key(), fixture.pod("certs").with_secrets(&other)] {
+        fixture.publish(&named(pod.clone(), OWNER)).await;
+        let stranger = Pod { uid: "another".into(), ..pod };
+        fixture.refused(&named(stranger, "999999999999"), Code::PermissionDenied).await;
+    }
+    let past = fixture.pod("certs").with("asOf", moment).with("allowEmpty", "true");
+    fixture.publish(&named(past, OWNER)).await;
+    let calls = fixture.embedded().log();
+    let operations: BTreeSet<_> = calls.iter().map(|logged| logged.call.operation).collect();
+    for operation in ["ListObjectsV2", "HeadObject", "GetObject", "ListObjectVersions"] {
+        assert!(operations.contains(operation), "{operations:?}");
+    }
+    for Logged { call, .. } in &calls {
+        assert!(
+            call.bucket_owner.is_some() && call.payer.as_deref() == Some("requester"),
+            "{call:?}"
+        );
+    }
 }

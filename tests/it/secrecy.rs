@@ -12,7 +12,7 @@ use crate::{fixture::Fixture, support::secrecy::spellings};
 /// Has something to escape in every notation.
 const SECRET: &str = r#"a"long/and+odd%secret\key"#;
 
-pub(crate) async fn a_leak_would_be_found(fixture: Fixture) {
+pub(crate) async fn a_leak_would_be_found(mut fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.embedded().rights().add_credential("team", SECRET);
     let keys = [("accesskey", "team"), ("secretkey", SECRET)];
@@ -46,6 +46,13 @@ pub(crate) async fn a_leak_would_be_found(fixture: Fixture) {
     }
     places.iter().skip(1).for_each(|place| std::fs::remove_file(place).unwrap());
     assert_eq!(fixture.home.leaks(), Vec::<String>::new());
+    // What it answers and counts is looked through as well.
+    fixture.plugin.take().expect("it runs").kill();
+    let watch = fixture.home.watch();
+    assert!(watch.has_heard("the metrics") && watch.has_heard("a volume's condition"));
+    watch.said("the metrics", format!("s3view_planted{{of=\"{SECRET}\"}} 1"));
+    assert_eq!(fixture.home.leaks().len(), 1);
+    watch.forget_what_was_said();
 }
 
 pub(crate) async fn no_core_holds_a_secret(mut fixture: Fixture) {

@@ -19,13 +19,13 @@ use crate::{
 
 /// The server's clock, in whole seconds as S3 counts them. A MinIO's goes by itself; the embedded
 /// server's stands an hour ago until a case moves it.
-struct Clock<'a> {
+pub(crate) struct Clock<'a> {
     server: &'a Server,
     now: Timestamp,
 }
 
 impl<'a> Clock<'a> {
-    fn of(fixture: &'a Fixture) -> Self {
+    pub(crate) fn of(fixture: &'a Fixture) -> Self {
         let now = Timestamp::now().as_second() - 3600;
         let mut clock = Self { server: &fixture.server, now: Timestamp::UNIX_EPOCH };
         clock.set(now);
@@ -40,7 +40,7 @@ impl<'a> Clock<'a> {
     }
 
     /// The second in which everything so far has happened; what follows happens in a later one.
-    async fn moment(&mut self) -> String {
+    pub(crate) async fn moment(&mut self) -> String {
         match self.server {
             Server::Embedded(_) => {
                 let moment = self.now;

@@ -2,10 +2,12 @@
 
 use std::{os::unix::fs::MetadataExt, path::Path, time::SystemTime};
 
+use aws_sdk_s3::types::ServerSideEncryption;
 use tonic::Code;
 
 use crate::{
     fixture::{Fixture, files, owner, tree},
+    refresh::eventually,
     support::kubelet::Pod,
 };
 
@@ -240,4 +242,36 @@ pub(crate) async fn a_prefix_does_not_match_its_siblings(fixture: Fixture) {
     fixture.put("certs-old/b", "b").await;
     let target = fixture.publish(&fixture.pod("certs")).await;
     assert_eq!(tree(&target), files(&[("a", "a")]));
+}
+
+pub(crate) async fn encrypted_objects_are_files_like_others(mut fixture: Fixture) {
+    let more = "fetch: { partSize: 64Ki }\nlimits: { minRefresh: 50ms }\n";
+    fixture.reconfigure(more).await;
+    let put = |key: &str, content: Vec<u8>, how: ServerSideEncryption| {
+        let put = fixture.server.client().put_object().bucket(&fixture.bucket).key(key);
+        let put = put.body(content.into()).server_side_encryption(how.clone());
+        let with_key = how == ServerSideEncryption::AwsKms;
+        let put = if with_key { put.ssekms_key_id("tests") } else { put };
+        async move { put.send().await.expect("MinIO has a key service") }
+    };
+    let large = vec![7; 200_000];
+    for (name, how) in [("s3", ServerSideEncryption::Aes256), ("kms", ServerSideEncryption::AwsKms)]
+    {
+        let answer = put(&format!("{name}/small"), b"sealed".to_vec(), how.clone()).await;
+        assert_eq!(answer.server_side_encryption(), Some(&how), "it is encrypted");
+        put(&format!("{name}/large"), large.clone(), how.clone()).await;
+        put(&format!("{name}/empty"), Vec::new(), how.clone()).await;
+        for view in ["tmpfs", "disk"] {
+            let pod = fixture.pod(name).with("view", view).with("refresh", "100ms");
+            let target = fixture.publish(&pod).await;
+            assert_eq!(std::fs::read(target.join("small")).unwrap(), b"sealed");
+            assert_eq!(std::fs::read(target.join("large")).unwrap(), large);
+            assert_eq!(std::fs::read(target.join("empty")).unwrap(), b"");
+            put(&format!("{name}/small"), format!("rotated {view}").into(), how.clone()).await;
+            let content = || std::fs::read_to_string(target.join("small")).unwrap();
+            let is_rotated = || (content() == format!("rotated {view}")).then_some(());
+            eventually("the new content", is_rotated).await;
+            put(&format!("{name}/small"), b"sealed".to_vec(), how.clone()).await;
+        }
+    }
 }

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+
 use super::{
     issuer::{AUDIENCE, Issuer},
     server::CREDENTIALS,
@@ -44,6 +46,8 @@ impl Minio {
             .env("MINIO_ROOT_USER", user)
             .env("MINIO_ROOT_PASSWORD", password)
             .env("MINIO_BROWSER", "off")
+            // Its own key service, for SSE-S3 and SSE-KMS.
+            .env("MINIO_KMS_SECRET_KEY", format!("tests:{}", STANDARD.encode([7; 32])))
             .env("MINIO_UPDATE", "off")
             .env("MINIO_IDENTITY_OPENID_CONFIG_URL", discovery)
             .env("MINIO_IDENTITY_OPENID_CLIENT_ID", AUDIENCE)

@@ -132,13 +132,14 @@ impl Home {
     pub(crate) async fn try_start(&self) -> Result<Plugin, String> {
         let child = self.command().spawn();
         let child = child.map_err(|error| format!("s3view-node cannot be started: {error}"))?;
-        let (metrics, watch) = (self.metrics(), Arc::clone(&self.watch));
-        let mut plugin = Plugin { child, metrics, watch };
+        let watch = Arc::clone(&self.watch);
+        let mut plugin = Plugin { child, metrics: None, watch };
         let began = Instant::now();
         loop {
             if let Some(kubelet) = Kubelet::try_connect(self).await
                 && kubelet.is_ready().await
             {
+                plugin.metrics = self.metrics();
                 return Ok(plugin);
             }
             if let Some(status) = plugin.child.try_wait().expect("our own child") {
@@ -151,11 +152,13 @@ impl Home {
         }
     }
 
-    /// Where the plugin serves its metrics, if it is configured to.
+    /// Where the plugin that was started last serves its metrics, if its log tells.
     fn metrics(&self) -> Option<SocketAddr> {
-        let config = std::fs::read_to_string(self.path().join("config.yaml")).ok()?;
-        let (_, rest) = config.split_once("metrics: { address: '")?;
-        rest.split('\'').next()?.parse().ok()
+        let log = self.log();
+        let line = log.lines().rfind(|line| line.contains("metrics are served"))?;
+        let (_, rest) = line.split_once("127.0.0.1:")?;
+        let port = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        Some(SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?)))
     }
 
     /// The mount points below the kubelet directory.

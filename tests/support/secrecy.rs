@@ -86,6 +86,16 @@ impl Watch {
         self.said.lock().push((place.to_owned(), text.into()));
     }
 
+    /// For who has planted something.
+    pub(crate) fn forget_what_was_said(&self) {
+        self.said.lock().clear();
+    }
+
+    /// Whether something was said at that place.
+    pub(crate) fn has_heard(&self, place: &str) -> bool {
+        self.said.lock().iter().any(|(said_at, text)| said_at == place && !text.is_empty())
+    }
+
     /// Where one of the secrets can be read: in the log, in what was said, in a file below `states`
     /// that holds no object's content, or in such a file's name.
     pub(crate) fn leaks(&self, log: &[u8], states: &[PathBuf]) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Builds a revision: the directories and links of a listing, below an empty directory.
 
 use super::{
-    Leases, LinkFarm, ViewError,
+    Leases, ViewError,
     directory::{Descent, Directory},
     effect,
 };
@@ -74,14 +74,13 @@ impl Leases {
     pub(super) fn link(
         &self,
         entry: &Entry,
-        ownership: &Ownership,
         directory: &Directory,
         name: &str,
     ) -> Result<(), ViewError> {
         effect::permit().map_err(|errno| directory.failed("link", name, errno))?;
         let lease = self.blobs.get(&BlobId::of(&entry.object.version)).ok_or(StoreError::Gone);
         lease
-            .and_then(|lease| lease.link(LinkFarm::variant(ownership), directory, name))
+            .and_then(|lease| lease.link(self.variant, directory, name))
             .map_err(|error| ViewError::Link { path: entry.path.clone(), error })
     }
 }

@@ -77,7 +77,7 @@ impl<'a> Plan<'a> {
             let name = number.to_string();
             match put.item {
                 Item::Directory(_) => drop(staging.make(&name, ownership)?),
-                Item::File(entry) => leases.link(entry, ownership, staging, &name)?,
+                Item::File(entry) => leases.link(entry, staging, &name)?,
             }
         }
         Ok(())

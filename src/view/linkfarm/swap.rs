@@ -125,7 +125,6 @@ pub(super) fn keeping<'a>(
     previous: Option<&'a Directory>,
     keep: impl Fn(&Entry) -> bool + 'a,
     leases: &'a Leases,
-    ownership: &'a Ownership,
 ) -> impl FnMut(&Entry, &Directory) -> Result<(), ViewError> + 'a {
     let mut previous = previous.map(Descent::new);
     move |entry, directory| {
@@ -137,7 +136,7 @@ pub(super) fn keeping<'a>(
         {
             return Ok(());
         }
-        leases.link(entry, ownership, directory, name)
+        leases.link(entry, directory, name)
     }
 }
 

@@ -81,13 +81,14 @@ impl Fixture {
             (BlobId::of(&entry.object.version), Arc::new(self.lease(&entry.object.version)))
         };
         let blobs = entries.map(lease).collect();
-        Leases { blobs, reservation: Arc::new(self.store.reserve(Vec::new(), 0).unwrap()) }
+        let reservation = Arc::new(self.store.reserve(Vec::new(), 0).unwrap());
+        Leases { variant: LinkFarm::variant(&self.farm.ownership, None), blobs, reservation }
     }
 
     /// A lease on a blob, which is put if need be; its ETag is its content.
     fn lease(&self, version: &ObjectVersion) -> Lease {
         let who = Principal::credential(&version.endpoint, "key", "secret", None);
-        let (id, variant) = (BlobId::of(version), LinkFarm::variant(&self.farm.ownership));
+        let (id, variant) = (BlobId::of(version), LinkFarm::variant(&self.farm.ownership, None));
         self.store.lookup(who, version).unwrap_or_else(|| {
             let wanted = vec![Wanted { id, variant, size: version.size }];
             let reservation = Arc::new(self.store.reserve(wanted, 1).unwrap());
@@ -108,7 +109,7 @@ impl Fixture {
     fn find_inode(&self, entry: &Entry) -> u64 {
         let scratch = tempfile::tempdir_in(self.store.volumes()).unwrap();
         let directory = fs::File::open(scratch.path()).unwrap();
-        let variant = LinkFarm::variant(&self.farm.ownership);
+        let variant = LinkFarm::variant(&self.farm.ownership, None);
         self.lease(&entry.object.version).link(variant, &directory, "x").unwrap();
         fs::metadata(scratch.path().join("x")).unwrap().ino()
     }

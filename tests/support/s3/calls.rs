@@ -11,6 +11,9 @@ use http::{Method, Request};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
+const BUCKET_OWNER: HeaderName = HeaderName::from_static("x-amz-expected-bucket-owner");
+const PAYER: HeaderName = HeaderName::from_static("x-amz-request-payer");
+
 /// One request, as far as it can be read without checking it.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
@@ -30,6 +33,10 @@ pub(crate) struct Call {
     pub(crate) user_agent: Option<String>,
     /// The access key id that the request claims; none if it is not signed.
     pub(crate) access_key: Option<String>,
+    /// Who must own the bucket.
+    pub(crate) bucket_owner: Option<String>,
+    /// Who pays.
+    pub(crate) payer: Option<String>,
 }
 
 impl Call {
@@ -57,6 +64,8 @@ impl Call {
             if_match: header(request, &IF_MATCH),
             user_agent: header(request, &USER_AGENT),
             access_key: header(request, &AUTHORIZATION).as_deref().and_then(access_key),
+            bucket_owner: header(request, &BUCKET_OWNER),
+            payer: header(request, &PAYER),
         }
     }
 }
