@@ -16,6 +16,7 @@ mod clients;
 mod endpoint;
 mod error;
 mod guard;
+mod mutual;
 mod page;
 mod sts;
 mod temporary;
