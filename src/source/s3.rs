@@ -16,6 +16,7 @@ mod clients;
 mod endpoint;
 mod error;
 mod guard;
+mod handshake;
 mod mutual;
 mod page;
 mod sts;
