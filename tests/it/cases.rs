@@ -5,8 +5,8 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    identity, lifecycle, outage, policy, protocol, radosgw, refresh, requests, resources, rotation,
-    secrecy,
+    identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
+    rotation, secrecy,
     support::{namespace::Ids, server::Server},
     versions, views,
 };
@@ -102,6 +102,14 @@ pub(crate) fn all() -> Vec<Case> {
             an_expired_token_is_told,
             credentials_are_renewed_with_the_newest_token,
             a_token_that_nobody_renews_ends_the_refresh_alone,
+        }
+        mutual {
+            a_pair_opens_the_door,
+            a_secret_may_bring_the_authority_too,
+            a_bundle_of_a_secret_needs_no_pair,
+            who_is_refused_is_told_which_keys_to_change,
+            a_rotated_pair_is_used_at_once,
+            a_bad_rotation_keeps_the_last_pair,
         }
     );
     let embedded = cases!(false:
@@ -268,8 +276,30 @@ pub(crate) fn all() -> Vec<Case> {
             nobody_reads_a_public_bucket,
             tokens_appear_nowhere,
         }
+        mutual {
+            a_gateway_that_refuses_in_http_is_understood,
+            a_pair_that_is_none_is_invalid,
+            pods_with_different_pairs_share_nothing,
+            nobody_may_show_a_pair,
+            the_driver_may_show_a_pair,
+            without_tls_a_pair_makes_no_difference,
+            a_pair_goes_through_a_proxy,
+            an_endpoint_that_says_nothing_is_given_up,
+            a_pair_leads_nowhere_else,
+            a_token_service_elsewhere_is_shown_nothing,
+        }
     );
     anywhere.into_iter().chain(embedded).collect()
+}
+
+/// The cases for MinIO, which the other servers have in forms of their own.
+pub(crate) fn on_minio_alone() -> Vec<Case> {
+    let cases = cases!(true:
+        mutual {
+            the_endpoint_as_token_service_is_shown_the_pair,
+        }
+    );
+    cases.to_vec()
 }
 
 /// The cases for Ceph's object gateway, which the other servers have in forms of their own.
