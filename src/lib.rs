@@ -11,7 +11,7 @@
 //!               the cache, the kernel, the network
 //! source, telemetry, task
 //!               who asks; what operators see; who owns a task
-//! volume, config, listing, relpath, glob, object, units, problems, failure
+//! volume, config, listing, relpath, glob, object, certificate, units, problems, failure
 //!               plain data and pure decisions
 //! ```
 //!
@@ -21,6 +21,7 @@
 //! read it; a *view* is what the pod sees.
 
 pub mod app;
+pub mod certificate;
 pub mod config;
 pub mod csi;
 pub mod failure;

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::{failure::FailureKind, object::EndpointId};
+use crate::{certificate::ClientCertificateDigest, failure::FailureKind, object::EndpointId};
 
 /// Who is asking an endpoint: the identity that S3 authorises, and so the one that clients,
 /// listings and proofs of access are kept by.
@@ -53,6 +53,17 @@ impl Principal {
     /// Nobody in particular: requests are not signed.
     pub fn anonymous(endpoint: &EndpointId) -> Self {
         Self::digest("anonymous", endpoint, [])
+    }
+
+    /// The same, where a client certificate is shown besides: a server may give rights by either,
+    /// so who shows another one is somebody else.
+    #[must_use]
+    pub fn showing(self, certificate: &ClientCertificateDigest) -> Self {
+        let mut digest = Sha256::new();
+        digest.update("client certificate");
+        digest.update(self.0);
+        digest.update(certificate.as_bytes());
+        Self(digest.finalize().into())
     }
 
     /// The kind goes first, so that no credential can be written that is the principal of another
@@ -187,6 +198,7 @@ impl Transient for SourceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{certificate::samples::Pair, volume::VolumeSecrets};
 
     #[test]
     fn a_principal_is_all_of_its_credential() {
@@ -200,6 +212,31 @@ mod tests {
         assert_ne!(
             Principal::credential(&here, "a", "bc", None),
             Principal::credential(&here, "ab", "c", None)
+        );
+    }
+
+    #[test]
+    fn who_shows_another_certificate_is_somebody_else() {
+        let digest = || {
+            let pair = Pair::ecdsa();
+            let secrets = [("tls.crt", pair.certificate), ("tls.key", pair.key)];
+            let secrets = secrets.map(|(name, value)| (name.to_owned(), value));
+            let secrets = VolumeSecrets::parse(secrets.into()).unwrap();
+            *secrets.client_certificate.unwrap().digest()
+        };
+        let (here, one, other) = (EndpointId::new("https://a", None), digest(), digest());
+        for principal in [
+            Principal::credential(&here, "id", "secret", None),
+            Principal::driver(&here),
+            Principal::anonymous(&here),
+        ] {
+            assert_eq!(principal.showing(&one), principal.showing(&one));
+            assert_ne!(principal.showing(&one), principal.showing(&other));
+            assert_ne!(principal.showing(&one), principal);
+        }
+        assert_ne!(
+            Principal::driver(&here).showing(&one),
+            Principal::anonymous(&here).showing(&one)
         );
     }
 

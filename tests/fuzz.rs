@@ -130,6 +130,16 @@ fn large_secrets_are_read_in_bounded_time() {
             let secrets = HashMap::from([(name.to_owned(), value)]);
             bounded(|| drop(VolumeSecrets::parse(secrets)));
         }
+        for frame in ["CERTIFICATE", "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"] {
+            let framed =
+                |text: &str| format!("-----BEGIN {frame}-----\n{text}\n-----END {frame}-----\n");
+            for value in [framed(&text.repeat(LARGE / text.len())), framed(text).repeat(LARGE / 70)]
+            {
+                let names = ["tls.crt", "tls.key", "ca.crt"].map(str::to_owned);
+                let secrets = names.map(|name| (name, value.clone())).into();
+                bounded(|| drop(VolumeSecrets::parse(secrets)));
+            }
+        }
     }
 }
 

@@ -28,13 +28,24 @@ const LAYERS: &[&[Module]] = &[
         ("problems", &["failure"]),
         ("units", &["failure", "problems"]),
         ("object", &["failure", "problems"]),
+        ("certificate", &["failure", "problems"]),
         ("relpath", &["failure", "problems"]),
         ("glob", &["failure", "problems"]),
         ("listing", &["failure", "problems", "units", "object", "relpath", "glob"]),
         ("config", &["failure", "problems", "units", "object"]),
         (
             "volume",
-            &["failure", "problems", "units", "object", "relpath", "glob", "listing", "config"],
+            &[
+                "failure",
+                "problems",
+                "units",
+                "object",
+                "certificate",
+                "relpath",
+                "glob",
+                "listing",
+                "config",
+            ],
         ),
     ],
     // Who asks S3; what operators see; who owns a task.
@@ -59,12 +70,14 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("axum", &["telemetry"]),
     ("clap", &["app", "bin"]),
     ("fuser", &["view::fuse"]),
+    ("hyper*", &["source::s3"]),
     ("libc", &["mount"]),
     // Outside of `mount`: files by descriptor, the lock on the state directory, the 0600 socket.
     ("nix", &["mount", "store", "view", "node::start", "csi::server"]),
     ("prost*", &["csi"]),
     // Extended attributes, which nix does not have.
     ("rustix", &["store"]),
+    ("rustls*", &["certificate", "source::s3"]),
     ("std::process::exit", &["bin"]),
     ("tonic*", &["csi"]),
 ];

@@ -16,6 +16,8 @@ mod clients;
 mod endpoint;
 mod error;
 mod guard;
+mod handshake;
+mod mutual;
 mod page;
 mod sts;
 mod temporary;

@@ -14,7 +14,11 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::tokens::{ServiceTokens, TOKENS_KEY};
-use crate::{object::SseKeyDigest, problems::Problems};
+use crate::{
+    certificate::{CaBundle, CertificateChain, ClientCertificate, Misfit, PrivateKey},
+    object::SseKeyDigest,
+    problems::Problems,
+};
 
 const ACCESS_KEY_ID: [&str; 4] = ["AWS_ACCESS_KEY_ID", "accessKeyID", "access_key", "accesskey"];
 const SECRET_ACCESS_KEY: [&str; 4] =
@@ -23,10 +27,19 @@ const SESSION_TOKEN: [&str; 4] =
     ["AWS_SESSION_TOKEN", "sessionToken", "session_token", "sessiontoken"];
 const SSE_CUSTOMER_KEY: [&str; 1] = ["sseCustomerKey"];
 const CA_BUNDLE: [&str; 1] = ["ca.crt"];
+const CLIENT_CERTIFICATE: [&str; 1] = ["tls.crt"];
+const CLIENT_KEY: [&str; 1] = ["tls.key"];
 
 /// Every key of a Secret that means something, one list for each meaning.
-pub const SECRET_KEYS: [&[&str]; 5] =
-    [&ACCESS_KEY_ID, &SECRET_ACCESS_KEY, &SESSION_TOKEN, &SSE_CUSTOMER_KEY, &CA_BUNDLE];
+pub const SECRET_KEYS: [&[&str]; 7] = [
+    &ACCESS_KEY_ID,
+    &SECRET_ACCESS_KEY,
+    &SESSION_TOKEN,
+    &SSE_CUSTOMER_KEY,
+    &CA_BUNDLE,
+    &CLIENT_CERTIFICATE,
+    &CLIENT_KEY,
+];
 
 /// What a volume's Secret holds.
 #[derive(Debug, Clone, Default)]
@@ -35,8 +48,10 @@ pub struct VolumeSecrets {
     pub keys: Option<AccessKeys>,
     /// The key that the customer's objects are encrypted with.
     pub sse_customer_key: Option<SseCustomerKey>,
-    /// PEM certificates that vouch for the endpoint.
-    pub ca_bundle: Option<String>,
+    /// The certificates that vouch for the endpoint.
+    pub ca_bundle: Option<CaBundle>,
+    /// What is shown to an endpoint that wants to know its clients by TLS.
+    pub client_certificate: Option<ClientCertificate>,
     /// The pod's tokens, if the kubelet puts them among the secrets.
     pub tokens: Option<ServiceTokens>,
 }
@@ -125,8 +140,15 @@ impl VolumeSecrets {
         let keys = reader.keys();
         let sse_customer_key = reader.sse_customer_key();
         let ca_bundle = reader.ca_bundle();
+        let client_certificate = reader.client_certificate();
         let tokens = reader.tokens();
-        reader.problems.into_result(Self { keys, sse_customer_key, ca_bundle, tokens })
+        reader.problems.into_result(Self {
+            keys,
+            sse_customer_key,
+            ca_bundle,
+            client_certificate,
+            tokens,
+        })
     }
 }
 
@@ -185,16 +207,38 @@ impl Reader {
         key.map_err(|text| problem(problems, found.name, text)).ok()
     }
 
-    fn ca_bundle(&mut self) -> Option<String> {
+    fn ca_bundle(&mut self) -> Option<CaBundle> {
         let Self { values, problems } = self;
         let found = find(values, problems, &CA_BUNDLE)?;
-        let begin = found.value.find("-----BEGIN CERTIFICATE-----");
-        let end = found.value.rfind("-----END CERTIFICATE-----");
-        if begin.zip(end).is_none_or(|(begin, end)| begin > end) {
-            let rule = "must contain a certificate in PEM form (-----BEGIN CERTIFICATE-----)";
-            problem(problems, found.name, rule);
+        let bundle = CaBundle::parse(found.value.as_bytes());
+        bundle.map_err(|text| problem(problems, found.name, text)).ok()
+    }
+
+    fn client_certificate(&mut self) -> Option<ClientCertificate> {
+        let Self { values, problems } = self;
+        let certificate = find(values, problems, &CLIENT_CERTIFICATE);
+        let key = find(values, problems, &CLIENT_KEY);
+        let (certificate, key) = match (certificate, key) {
+            (Some(certificate), Some(key)) => (certificate, key),
+            (Some(one), None) => return lonely(problems, one.name, CLIENT_KEY[0]),
+            (None, Some(one)) => return lonely(problems, one.name, CLIENT_CERTIFICATE[0]),
+            (None, None) => return None,
+        };
+        let chain = CertificateChain::parse(certificate.value);
+        let chain = chain.map_err(|text| problem(problems, certificate.name, text)).ok();
+        let parsed = PrivateKey::parse(key.value);
+        let parsed = parsed.map_err(|text| problem(problems, key.name, text)).ok();
+        match ClientCertificate::new(chain?, &parsed?) {
+            Ok(pair) => Some(pair),
+            Err(Misfit::Certificate(text)) => {
+                problem(problems, certificate.name, text);
+                None
+            }
+            Err(Misfit::Key(text)) => {
+                problem(problems, key.name, text);
+                None
+            }
         }
-        Some(found.value.to_owned())
     }
 
     fn tokens(&mut self) -> Option<ServiceTokens> {

@@ -5,8 +5,8 @@ use futures::future::BoxFuture;
 use crate::{
     faults,
     fixture::Fixture,
-    identity, lifecycle, outage, policy, protocol, radosgw, refresh, requests, resources, rotation,
-    secrecy, sharing,
+    identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
+    rotation, secrecy, sharing,
     support::{namespace::Ids, server::Server},
     tenants, versions, views,
 };
@@ -107,6 +107,14 @@ pub(crate) fn all() -> Vec<Case> {
         tenants {
             no_publish_leads_to_what_another_may_read,
             a_republish_as_another_shows_nothing_new,
+        }
+        mutual {
+            a_pair_opens_the_door,
+            a_secret_may_bring_the_authority_too,
+            a_bundle_of_a_secret_needs_no_pair,
+            who_is_refused_is_told_which_keys_to_change,
+            a_rotated_pair_is_used_at_once,
+            a_bad_rotation_keeps_the_last_pair,
         }
     );
     let embedded = cases!(false:
@@ -287,11 +295,23 @@ pub(crate) fn all() -> Vec<Case> {
             nobody_reads_a_public_bucket,
             tokens_appear_nowhere,
         }
+        mutual {
+            a_gateway_that_refuses_in_http_is_understood,
+            a_pair_that_is_none_is_invalid,
+            pods_with_different_pairs_share_nothing,
+            nobody_may_show_a_pair,
+            the_driver_may_show_a_pair,
+            without_tls_a_pair_makes_no_difference,
+            a_pair_goes_through_a_proxy,
+            an_endpoint_that_says_nothing_is_given_up,
+            a_pair_leads_nowhere_else,
+            a_token_service_elsewhere_is_shown_nothing,
+        }
     );
     anywhere.into_iter().chain(embedded).collect()
 }
 
-/// The cases that need what of these servers only MinIO has.
+/// The cases that need what of these servers only MinIO has, or has in a form of its own.
 pub(crate) fn on_minio_alone() -> Vec<Case> {
     let cases = cases!(true:
         views {
@@ -299,6 +319,9 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
         }
         tenants {
             the_documented_policies_suffice,
+        }
+        mutual {
+            the_endpoint_as_token_service_is_shown_the_pair,
         }
     );
     cases.to_vec()

@@ -20,6 +20,7 @@ mod faults;
 mod fixture;
 mod identity;
 mod lifecycle;
+mod mutual;
 mod outage;
 mod policy;
 mod protocol;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     let mut on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
     on_minio.extend(cases::on_minio_alone());
     let in_ci = std::env::var_os("CI").is_some();
+    let on_minio = [on_minio, cases::on_minio_alone()].concat();
     trials.extend(on_real("minio", &on_minio, &arguments, (ids, in_ci), minio));
     // Debian has it, others may not: never required.
     let on_radosgw = cases::on_radosgw();

@@ -7,7 +7,10 @@ use std::io::Write;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::{fixture::Fixture, support::secrecy::spellings};
+use crate::{
+    fixture::Fixture,
+    support::{secrecy::spellings, tls::Authority},
+};
 
 /// Has something to escape in every notation.
 const SECRET: &str = r#"a"long/and+odd%secret\key"#;
@@ -15,7 +18,8 @@ const SECRET: &str = r#"a"long/and+odd%secret\key"#;
 pub(crate) async fn a_leak_would_be_found(mut fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.embedded().rights().add_credential("team", SECRET);
-    let keys = [("accesskey", "team"), ("secretkey", SECRET)];
+    let pair = Authority::new("clients").issue("team");
+    let keys = [&[("accesskey", "team"), ("secretkey", SECRET)][..], &pair.secret()].concat();
     fixture.publish(&fixture.pod("certs").with_secrets(&keys)).await;
     assert_eq!(fixture.home.leaks(), Vec::<String>::new());
     let state = fixture.home.state_dir();
@@ -33,7 +37,12 @@ pub(crate) async fn a_leak_would_be_found(mut fixture: Fixture) {
     }
     let in_something = (0..3).map(|length| STANDARD.encode(format!("{:length$}{SECRET}:", "")));
     let node_key = hex::encode(std::fs::read(state.join("node.key")).unwrap());
-    for text in spellings(SECRET.as_bytes()).into_iter().chain(in_something).chain([node_key]) {
+    let line = pair.key.lines().nth(1).unwrap();
+    let key =
+        STANDARD.decode(pair.key.lines().filter(|l| !l.starts_with("--")).collect::<String>());
+    let private = [line.to_owned(), hex::encode(&key.unwrap()[36..68])];
+    let all = spellings(SECRET.as_bytes()).into_iter().chain(in_something).chain([node_key]);
+    for text in all.chain(private) {
         for place in &places {
             let mut file = File::options().create(true).append(true).open(place).unwrap();
             let length = file.metadata().unwrap().len();

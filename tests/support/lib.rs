@@ -13,3 +13,4 @@ pub(crate) mod s3;
 pub(crate) mod secrecy;
 pub(crate) mod server;
 pub(crate) mod surroundings;
+pub(crate) mod tls;

@@ -61,10 +61,22 @@ impl Watch {
             for line in value.lines().filter(|line| !line.starts_with("-----")) {
                 self.secret(name, line);
             }
+            self.private_key(name, value);
         }
         for tokens in secrets.get(TOKENS).into_iter().chain(context.get(TOKENS)) {
             self.tokens(tokens);
         }
+    }
+
+    /// A private key in PEM form: its bytes, and those in which it does not look like others (of the
+    /// kind that the tests make: P-256 in PKCS#8).
+    fn private_key(&self, name: &str, value: &str) {
+        let Some((_, body)) = value.split_once("PRIVATE KEY-----") else { return };
+        let (body, _) = body.split_once("-----END").unwrap_or((body, ""));
+        let body: String = body.chars().filter(|c| !c.is_whitespace()).collect();
+        let der = STANDARD.decode(body).unwrap_or_default();
+        self.secret(name, der.get(36..68).unwrap_or_default());
+        self.secret(name, der);
     }
 
     /// The tokens in the kubelet's JSON, and where they begin and end: a service may quote a part.
@@ -156,11 +168,12 @@ fn kept_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A value as it is, in hexadecimal, base64 (wherever it stands in what was encoded), percent
+/// A value as it is, in hexadecimal and decimal, base64 (wherever it stands in what was encoded), percent
 /// encoded, and as JSON and `Debug` escape it.
 pub(crate) fn spellings(value: &[u8]) -> Vec<String> {
     let raw = as_text(value);
-    let mut all = BTreeSet::from([raw, hex::encode(value), hex::encode_upper(value)]);
+    let decimal = format!("{value:?}").trim_matches(['[', ']']).to_owned();
+    let mut all = BTreeSet::from([raw, hex::encode(value), hex::encode_upper(value), decimal]);
     for offset in 0..3 {
         let encoded = in_base64(value, offset);
         all.insert(encoded.replace('+', "-").replace('/', "_"));

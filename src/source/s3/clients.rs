@@ -1,7 +1,8 @@
 //! Clients: one pool of connections per endpoint, one SDK client per endpoint and principal.
 //!
 //! A client lives as long as somebody holds a source that was opened with it, so credentials that
-//! nobody uses any more are dropped from memory. Connections belong to the endpoint and survive.
+//! nobody uses any more are dropped from memory. Connections belong to the endpoint and survive;
+//! those for a CA bundle or client certificate of a Secret belong to the client, and go with it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,12 +19,13 @@ use url::Url;
 use super::{
     S3Source,
     chain::Chain,
-    endpoint::{Endpoint, Route, read_bundle},
+    endpoint::{Endpoint, Route, Trust, read_bundle},
     guard::names_forbidden_address,
     sts::{Exchange, Sts, expired},
     temporary::{Fetched, Origin, Temporary},
 };
 use crate::{
+    certificate::{CaBundle, ClientCertificate},
     config::{Config, EndpointConfig, Policy, Timeouts, UrlPattern, is_aws, sts_of_aws},
     failure::FailureKind,
     object::EndpointId,
@@ -45,8 +47,10 @@ pub struct S3Access<'a> {
     pub region: Option<&'a str>,
     /// Who asks.
     pub identity: Identity<'a>,
-    /// PEM certificates that vouch for the endpoint instead of its own.
-    pub ca_bundle: Option<&'a str>,
+    /// The certificates that vouch for the endpoint instead of its own.
+    pub ca_bundle: Option<&'a CaBundle>,
+    /// What the endpoint is shown, if it speaks TLS.
+    pub client_certificate: Option<&'a ClientCertificate>,
     /// The key that the customer's objects are encrypted with.
     pub sse_customer_key: Option<&'a SseCustomerKey>,
     /// `namespace/name` of the pod, for the User-Agent.
@@ -188,10 +192,12 @@ impl S3Clients {
         let mut problems = Problems::default();
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in &config.endpoints {
-            match read_bundle(endpoint)
-                .and_then(|pem| Endpoint::new(name, endpoint.clone(), pem, Route::Configured))
-            {
-                Ok(endpoint) => drop(endpoints.insert(name.clone(), Arc::new(endpoint))),
+            match read_bundle(endpoint) {
+                Ok(ca_bundle) => {
+                    let trust = Trust { ca_bundle, client_certificate: None };
+                    let endpoint = Endpoint::new(name, endpoint.clone(), trust, Route::Configured);
+                    endpoints.insert(name.clone(), Arc::new(endpoint));
+                }
                 Err(text) => problems.add(format!("endpoints.{name}.caBundle"), text),
             }
         }
@@ -224,8 +230,7 @@ impl S3Clients {
     /// Opens a source for one volume.
     ///
     /// # Errors
-    /// `Invalid` if the endpoint is not configured, the Secret's CA bundle is none, or AWS is to be
-    /// asked without a role; `Unauthenticated` for a token that has expired; `Denied` for a URL
+    /// `Invalid` if the endpoint is not configured, or AWS is to be asked without a role; `Unauthenticated` for a token that has expired; `Denied` for a URL
     /// that leads to the node itself.
     pub fn open(&self, access: &S3Access<'_>) -> Result<S3Source, SourceError> {
         let endpoint = self.endpoint(access)?;
@@ -252,22 +257,22 @@ impl S3Clients {
             }
             (EndpointChoice::Default, None) | (EndpointChoice::Url(_), _) => None,
         };
-        let bundle = access.ca_bundle.map(|pem| pem.as_bytes().to_vec());
-        let endpoint = match (configured, bundle) {
-            (Some(endpoint), None) => return Ok(Arc::clone(endpoint)),
-            (Some(endpoint), bundle) => {
-                Endpoint::new(&endpoint.name, endpoint.config.clone(), bundle, Route::Configured)
-            }
-            (None, bundle) => {
+        let trust = Trust {
+            ca_bundle: access.ca_bundle.cloned(),
+            client_certificate: access.client_certificate.cloned(),
+        };
+        let endpoint = match configured {
+            Some(endpoint) if trust.is_nothing() => return Ok(Arc::clone(endpoint)),
+            Some(endpoint) => endpoint.with(trust),
+            None => {
                 let route = match access.endpoint {
                     EndpointChoice::Url(url) => self.route("endpoint", url)?,
                     EndpointChoice::Default | EndpointChoice::Named(_) => Route::Configured,
                 };
-                Endpoint::new("", unconfigured(access), bundle, route)
+                Endpoint::new("", unconfigured(access), trust, route)
             }
         };
-        let invalid = |text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}"));
-        endpoint.map(Arc::new).map_err(invalid)
+        Ok(Arc::new(endpoint))
     }
 
     /// How to reach a URL from the attributes; the policy has allowed its host already.
@@ -330,6 +335,7 @@ impl S3Clients {
                 let secret = keys.secret_access_key.expose_secret();
                 let id = &keys.access_key_id;
                 let principal = Principal::credential(&endpoint.id, id, secret, token);
+                let principal = endpoint.seen_as(principal);
                 let token = token.map(str::to_owned);
                 let credentials = Credentials::new(id, secret, token, None, "volume secret");
                 (principal, Signer::Keys(credentials))
@@ -339,10 +345,12 @@ impl S3Clients {
                 (principal, Signer::Temporary(temporary))
             }
             Identity::Driver => {
-                let principal = Principal::driver(&endpoint.id);
+                let principal = endpoint.seen_as(Principal::driver(&endpoint.id));
                 (principal, Signer::Temporary(Arc::clone(&self.driver)))
             }
-            Identity::Anonymous => (Principal::anonymous(&endpoint.id), Signer::Nobody),
+            Identity::Anonymous => {
+                (endpoint.seen_as(Principal::anonymous(&endpoint.id)), Signer::Nobody)
+            }
         })
     }
 
@@ -359,13 +367,12 @@ impl S3Clients {
         }
         let (sts, route) = self.sts(endpoint, region, role)?;
         let principal = Principal::web_identity(&endpoint.id, &sts.identity(token));
+        let principal = endpoint.seen_as(principal);
         if let Some(known) = self.exchanges.lock().get(&principal).and_then(Weak::upgrade) {
             known.exchange().into_iter().for_each(|exchange| exchange.offer(token));
             return Ok((principal, known));
         }
-        let http = endpoint
-            .http_to(&sts.url, route)
-            .map_err(|text| SourceError::new(FailureKind::Invalid, format!("ca.crt: {text}")))?;
+        let http = endpoint.http_to(&sts.url, route);
         let metrics = Arc::clone(&self.metrics);
         let exchange = Exchange::new(&sts, http, &endpoint.config.timeouts, token, metrics);
         let new = Arc::new(Temporary::new(Origin::Exchange(exchange)));

@@ -1,6 +1,5 @@
-//! Endpoints: what a name or URL leads to, by which way, and whose certificates vouch for it.
-
-use std::sync::Arc;
+//! Endpoints: what a name or URL leads to, by which way, whose certificates vouch for it, and which
+//! one is shown to it.
 
 use aws_sdk_s3::config::{
     BehaviorVersion, Region, ResponseChecksumValidation, SharedHttpClient,
@@ -13,10 +12,12 @@ use aws_smithy_http_client::{
 };
 use url::Url;
 
-use super::{agent::UserAgent, guard::Guarded, page::Whole};
+use super::{agent::UserAgent, guard::Guarded, mutual, page::Whole};
 use crate::{
+    certificate::{CaBundle, ClientCertificate},
     config::{EndpointConfig, Timeouts},
     object::EndpointId,
+    source::Principal,
 };
 
 /// How connections to an endpoint are made.
@@ -30,6 +31,22 @@ pub(super) enum Route {
     Guarded,
 }
 
+/// Who is who on the connections to an endpoint.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Trust {
+    /// The certificates that vouch for the endpoint instead of the system's roots.
+    pub(super) ca_bundle: Option<CaBundle>,
+    /// What the endpoint is shown.
+    pub(super) client_certificate: Option<ClientCertificate>,
+}
+
+impl Trust {
+    /// Whether nothing is said.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.ca_bundle.is_none() && self.client_certificate.is_none()
+    }
+}
+
 /// An endpoint, ready to be called.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -39,24 +56,40 @@ pub(super) struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) route: Route,
     http: SharedHttpClient,
-    ca_bundle: Option<Arc<[u8]>>,
+    trust: Trust,
 }
 
 impl Endpoint {
-    /// Prepares the connections.
-    ///
-    /// # Errors
-    /// What the CA bundle must be.
-    pub(super) fn new(
-        name: &str,
-        config: EndpointConfig,
-        ca_bundle: Option<Vec<u8>>,
-        route: Route,
-    ) -> Result<Self, String> {
-        let id = EndpointId::new(config.url.as_str(), ca_bundle.as_deref());
-        let http = http_client(&config.url, ca_bundle.as_deref(), route)?;
-        let ca_bundle = ca_bundle.map(Into::into);
-        Ok(Self { name: name.to_owned(), id, config, route, http, ca_bundle })
+    /// Prepares the connections. Without TLS nothing is shown to the endpoint.
+    pub(super) fn new(name: &str, config: EndpointConfig, mut trust: Trust, route: Route) -> Self {
+        if config.url.scheme() != "https" {
+            trust.client_certificate = None;
+        }
+        let Trust { ca_bundle, client_certificate } = &trust;
+        let id = EndpointId::new(config.url.as_str(), ca_bundle.as_ref().map(CaBundle::pem));
+        let http = match client_certificate {
+            Some(shown) => mutual::pool(shown, ca_bundle.as_ref(), route, config.timeouts.connect),
+            None => http_client(&config.url, ca_bundle.as_ref(), route),
+        };
+        Self { name: name.to_owned(), id, config, route, http, trust }
+    }
+
+    /// The same endpoint on connections of its own, where the Secret of a volume says more about
+    /// who is who.
+    pub(super) fn with(&self, trust: Trust) -> Self {
+        let trust = Trust {
+            ca_bundle: trust.ca_bundle.or_else(|| self.trust.ca_bundle.clone()),
+            client_certificate: trust.client_certificate,
+        };
+        Self::new(&self.name, self.config.clone(), trust, self.route)
+    }
+
+    /// Who somebody is here: with what is shown besides.
+    pub(super) fn seen_as(&self, principal: Principal) -> Principal {
+        match &self.trust.client_certificate {
+            Some(shown) => principal.showing(shown.digest()),
+            None => principal,
+        }
     }
 
     /// The settings of an SDK client without credentials.
@@ -77,18 +110,19 @@ impl Endpoint {
             .timeout_config(timeouts(&self.config.timeouts))
     }
 
-    /// Connections to another service that belongs to this endpoint.
-    pub(super) fn http_to(&self, url: &Url, route: Route) -> Result<SharedHttpClient, String> {
+    /// Connections to another service that belongs to this endpoint. The client certificate is for
+    /// the endpoint alone: it is shown only if the service is the endpoint itself.
+    pub(super) fn http_to(&self, url: &Url, route: Route) -> SharedHttpClient {
         if self.config.url.origin() == url.origin() {
-            return Ok(self.http.clone());
+            return self.http.clone();
         }
         http_client(url, self.ca_bundle_for(url), route)
     }
 
     /// The CA bundle, if it vouches for another service too: only on the same host. It replaces the
     /// system's roots, and a service elsewhere is likely to have a certificate of theirs.
-    fn ca_bundle_for(&self, url: &Url) -> Option<&[u8]> {
-        self.ca_bundle.as_deref().filter(|_| self.config.url.host() == url.host())
+    fn ca_bundle_for(&self, url: &Url) -> Option<&CaBundle> {
+        self.trust.ca_bundle.as_ref().filter(|_| self.config.url.host() == url.host())
     }
 }
 
@@ -101,30 +135,27 @@ pub(super) fn timeouts(timeouts: &Timeouts) -> TimeoutConfig {
 }
 
 /// The certificates that an endpoint is configured with. Reads a file.
-pub(super) fn read_bundle(endpoint: &EndpointConfig) -> Result<Option<Vec<u8>>, String> {
+pub(super) fn read_bundle(endpoint: &EndpointConfig) -> Result<Option<CaBundle>, String> {
     let Some(path) = &endpoint.ca_bundle else { return Ok(None) };
     let shown = path.display();
-    std::fs::read(path).map(Some).map_err(|error| format!("cannot read {shown}: {error}"))
+    let pem = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    CaBundle::parse(&pem).map(Some).map_err(|text| format!("{shown} {text}"))
 }
 
 /// A pool of connections. A plain `http://` endpoint costs no TLS state; a CA bundle replaces the
 /// system's roots, so that a private endpoint is vouched for by its own CA and nobody else.
-fn http_client(
-    url: &Url,
-    ca_bundle: Option<&[u8]>,
-    route: Route,
-) -> Result<SharedHttpClient, String> {
+fn http_client(url: &Url, ca_bundle: Option<&CaBundle>, route: Route) -> SharedHttpClient {
     let tls = match (url.scheme(), ca_bundle) {
         // Only the connector for TLS takes a resolver; it speaks plain HTTP as well.
         ("http", _) if route != Route::Guarded => None,
         (_, None) => Some(TlsContext::default()),
-        (_, Some(pem)) => {
-            let store = TrustStore::empty().with_pem_certificate(pem);
+        (_, Some(bundle)) => {
+            let store = TrustStore::empty().with_pem_certificate(bundle.pem());
             let context = TlsContext::builder().with_trust_store(store).build();
-            Some(context.map_err(|error| format!("must hold PEM certificates: {error}"))?)
+            Some(context.expect("a bundle has been read already"))
         }
     };
-    Ok(pool(tls, route))
+    pool(tls, route)
 }
 
 /// Connections to whatever the environment says that the driver's credentials come from.
@@ -155,16 +186,49 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
+    use crate::certificate::{CertificateChain, PrivateKey, samples::Pair};
+
+    fn endpoint(url: &str) -> Endpoint {
+        let pair = Pair::ecdsa();
+        let chain = CertificateChain::parse(&pair.certificate).unwrap();
+        let key = PrivateKey::parse(&pair.key).unwrap();
+        let trust = Trust {
+            ca_bundle: Some(CaBundle::parse(pair.certificate.as_bytes()).unwrap()),
+            client_certificate: Some(ClientCertificate::new(chain, &key).unwrap()),
+        };
+        let config = EndpointConfig::for_url(Url::parse(url).unwrap(), "us-east-1");
+        Endpoint::new("minio", config, trust, Route::Configured)
+    }
 
     #[test_case("https://minio.spark:9000", true; "the endpoint itself")]
     #[test_case("https://minio.spark:9443", true; "another port")]
     #[test_case("https://sts.spark:9000", false; "another host")]
     #[test_case("https://sts.eu-west-1.amazonaws.com", false; "a public service")]
     fn a_bundle_vouches_for_its_own_host_alone(other: &str, vouches: bool) {
-        let url = |text| Url::parse(text).unwrap();
-        // Without TLS the bundle is not looked into.
-        let config = EndpointConfig::for_url(url("http://minio.spark:9000"), "us-east-1");
-        let endpoint = Endpoint::new("minio", config, Some(b"PEM".to_vec()), Route::Configured);
-        assert_eq!(endpoint.unwrap().ca_bundle_for(&url(other)).is_some(), vouches);
+        let url = Url::parse(other).unwrap();
+        assert_eq!(endpoint("https://minio.spark:9000").ca_bundle_for(&url).is_some(), vouches);
+    }
+
+    #[test]
+    fn without_tls_nothing_is_shown() {
+        for (url, shows) in [("http://minio.spark:9000", false), ("https://minio.spark:9000", true)]
+        {
+            let endpoint = endpoint(url);
+            let nobody = Principal::anonymous(&endpoint.id);
+            assert_eq!(endpoint.seen_as(nobody) != nobody, shows, "{url}");
+            assert_eq!(endpoint.trust.client_certificate.is_some(), shows, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_secret_adds_to_what_is_configured() {
+        let configured = endpoint("https://minio.spark:9000");
+        let more = endpoint("https://minio.spark:9000").trust;
+        let shown = more.client_certificate.clone();
+        let both = configured.with(Trust { ca_bundle: None, client_certificate: shown });
+        assert_eq!(both.id, configured.id, "the configured bundle vouches for it as before");
+        let other = configured.with(Trust { client_certificate: None, ..more });
+        assert_ne!(other.id, configured.id);
+        assert!(other.trust.client_certificate.is_none());
     }
 }

@@ -7,6 +7,7 @@ use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
 };
 
+use super::handshake;
 use crate::{
     failure::{FailureKind, full_message},
     listing::NULL_VERSION,
@@ -166,6 +167,9 @@ where
         ),
         None => return explain_unanswered(error, what),
     };
+    if let Some(remedy) = error.raw_response().and_then(handshake::refusal_in_http) {
+        return SourceError::new(FailureKind::Precondition, format!("{what}: {remedy}"));
+    }
     let code = error.code().unwrap_or_default();
     if (200..300).contains(&status) {
         // Cut off, garbled, or not S3 at all: nothing in it can be believed.
@@ -256,7 +260,9 @@ where
 /// Decided by text, because the TLS library's error types are not in the SDK's public interface.
 fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
     let lower = chain.to_lowercase();
-    if lower.contains("certificate") || lower.contains("unknownissuer") {
+    if let Some(remedy) = handshake::refusal(chain) {
+        (FailureKind::Precondition, remedy)
+    } else if lower.contains("certificate") || lower.contains("unknownissuer") {
         (
             FailureKind::Precondition,
             "the endpoint's certificate is not trusted; set caBundle for the endpoint or ca.crt \
@@ -344,6 +350,7 @@ mod tests {
     #[test_case("dispatch failure: dns error: failed to lookup", FailureKind::Unavailable)]
     #[test_case("tcp connect error: Connection refused", FailureKind::Unavailable)]
     #[test_case("tcp open error: Too many open files (os error 24)", FailureKind::Unavailable)]
+    #[test_case("received fatal alert: InternalError", FailureKind::Unavailable)]
     fn connection_failures_have_a_meaning(chain: &str, kind: FailureKind) {
         assert_eq!(connection_meaning(chain).0, kind);
     }

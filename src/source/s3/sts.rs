@@ -19,6 +19,7 @@ use url::Url;
 use super::{
     endpoint::timeouts,
     error::{explain_unanswered, printable, quoted},
+    handshake,
 };
 use crate::{
     config::Timeouts,
@@ -224,6 +225,9 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     let Some(response) = error.raw_response() else { return explain_unanswered(error, what) };
+    if let Some(remedy) = handshake::refusal_in_http(response) {
+        return SourceError::new(FailureKind::Precondition, format!("{what}: {remedy}"));
+    }
     let status = response.status().as_u16();
     let code = error.code().unwrap_or_default();
     let (kind, remedy) = meaning(status, code);

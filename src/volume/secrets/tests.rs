@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use test_case::test_case;
 
 use super::*;
+use crate::certificate::samples::Pair;
 
 const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
 const SSE_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -39,10 +40,10 @@ fn the_secret_that_people_have_works_unchanged() {
 
 #[test]
 fn other_keys_are_passed_over() {
-    let other = [("password", "\n"), ("tls.key", ""), ("csi.storage.k8s.io/x", "{}")];
+    let other = [("password", "\n"), ("tls.pem", ""), ("csi.storage.k8s.io/x", "{}")];
     let secrets = parse(&other).unwrap();
     assert!(secrets.keys.is_none() && secrets.sse_customer_key.is_none());
-    assert!(secrets.ca_bundle.is_none());
+    assert!(secrets.ca_bundle.is_none() && secrets.client_certificate.is_none());
 }
 
 #[test]
@@ -77,6 +78,9 @@ fn half_a_credential_is_none(name: &str, missing: &str) {
 #[test_case("sseCustomerKey", "hunter2\n", "echo -n"; "newline in the key")]
 #[test_case("ca.crt", "hunter2", "must contain a certificate in PEM form"; "no certificate")]
 #[test_case("ca.crt", "", "must not be empty"; "empty bundle")]
+#[test_case("ca.crt", PEM, "number 1 of it cannot be read"; "a bundle of nothing")]
+#[test_case("tls.crt", "hunter2", "stands alone; add tls.key"; "a certificate alone")]
+#[test_case("tls.key", "hunter2", "stands alone; add tls.crt"; "a key alone")]
 fn bad_values_are_explained_and_not_shown(name: &str, value: &str, text: &str) {
     let mut secrets = HashMap::from([("accesskey", "a"), ("secretkey", "s")]);
     secrets.insert(name, value);
@@ -107,18 +111,47 @@ fn a_customer_key_makes_its_headers() {
 
 #[test]
 fn a_bundle_keeps_its_newlines() {
-    assert_eq!(parse(&[("ca.crt", PEM)]).unwrap().ca_bundle.as_deref(), Some(PEM));
+    let pem = Pair::ecdsa().certificate;
+    let secrets = parse(&[("ca.crt", &pem)]).unwrap();
+    assert_eq!(secrets.ca_bundle.unwrap().pem(), pem.as_bytes());
+}
+
+#[test]
+fn a_pair_makes_a_client_certificate() {
+    let pair = Pair::ecdsa();
+    let secrets = [("tls.crt", pair.certificate.as_str()), ("tls.key", &pair.key)];
+    assert!(parse(&secrets).unwrap().client_certificate.is_some());
+}
+
+#[test]
+fn a_bad_pair_names_the_half_that_is_wrong() {
+    let (pair, other) = (Pair::ecdsa(), Pair::ecdsa());
+    let of = |certificate: &str, key: &str| message(&[("tls.crt", certificate), ("tls.key", key)]);
+    let text = of(&pair.certificate, &other.key);
+    assert!(text.starts_with("Secret key tls.key: does not belong to the certificate"), "{text}");
+    let text = of(PEM, &pair.key);
+    assert!(text.starts_with("Secret key tls.crt: must begin with the owner's"), "{text}");
+    let text = of("hunter2", "hunter3");
+    assert!(text.contains("Secret key tls.crt: must contain a certificate"), "{text}");
+    assert!(text.contains("Secret key tls.key: must hold one private key"), "{text}");
+    assert!(!text.contains("hunter"), "{text}");
+    let text = of("", "");
+    assert!(text.contains("tls.crt: must not be empty") && text.contains("tls.key: must not"));
 }
 
 #[test]
 fn debug_shows_no_secret() {
+    let pair = Pair::ecdsa();
     let secrets = parse(&[
         ("accesskey", "AKIAIOSFODNN7EXAMPLE"),
         ("secretkey", "hunter2"),
         ("AWS_SESSION_TOKEN", "hunter3"),
         ("sseCustomerKey", SSE_KEY),
+        ("tls.crt", &pair.certificate),
+        ("tls.key", &pair.key),
     ]);
     let text = format!("{:?}", secrets.unwrap());
+    assert!(text.contains("ClientCertificate(..)"), "{text}");
     assert!(text.contains("AKIA..") && !text.contains("AKIAI"), "{text}");
     assert!(!text.contains("hunter") && !text.contains(&SSE_KEY[..8]), "{text}");
     let short = parse(&[("accesskey", "minio"), ("secretkey", "s")]).unwrap();
