@@ -19,6 +19,7 @@ use crate::{
         s3::ANONYMOUS,
         server::{CREDENTIALS, Server},
         surroundings::{CONTAINER_TOKEN, Surroundings},
+        tls::Authority,
     },
 };
 
@@ -459,11 +460,10 @@ pub(crate) async fn the_driver_reads_what_the_policy_grants(mut fixture: Fixture
     fixture.refused(&some.with_secrets(&[]), Code::PermissionDenied).await;
     let stranger = Pod { namespace: "team".to_owned(), ..fixture.pod("certs").with_secrets(&[]) };
     fixture.refused(&stranger, Code::PermissionDenied).await;
-    let bundle = fixture.pod("certs").with_secrets(&[(
-        "ca.crt",
-        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
-    )]);
-    fixture.refused(&bundle, Code::InvalidArgument).await;
+    let authority = Authority::new("another");
+    let bundle = fixture.pod("certs").with_secrets(&[("ca.crt", authority.pem())]);
+    let status = fixture.refused(&bundle, Code::InvalidArgument).await;
+    assert!(status.message().contains("driver"), "{status:?}");
     assert_eq!(fixture.embedded().requests().total(), 0, "S3 is asked nothing");
     assert!(!fixture.home.log().contains("MARKED"), "a secret is in the log");
 }

@@ -6,7 +6,7 @@
 //! audiences), `requests` (customer keys, proofs that expire), `refresh` and `rotation` (trials of new
 //! credentials), `outage`.
 
-use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::Path, sync::LazyLock};
 
 use serde_json::Value;
 use tonic::Code;
@@ -19,12 +19,14 @@ use crate::{
         issuer::{TOKENS, Token},
         kubelet::Pod,
         server::Server,
+        tls::Authority,
     },
     versions::Clock,
 };
 
-/// Not looked at where the endpoint is no `https` one, and part of its identity all the same.
-const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+/// An authority of its own. Unused where the endpoint is no `https` one, and part of its identity all
+/// the same.
+static CA: LazyLock<Authority> = LazyLock::new(|| Authority::new("another"));
 
 /// The tokens of both, in the form in which they come.
 struct Two {
@@ -92,7 +94,7 @@ pub(crate) async fn no_publish_leads_to_what_another_may_read(mut fixture: Fixtu
             asked().with("region", "eu-west-1"),
             asked().with("fileMode", "0400").with("layout", "files"),
             asked().with("whenUnavailable", "cached"),
-            and(asked(), &[("ca.crt", CA)]),
+            and(asked(), &[("ca.crt", CA.pem())]),
             // What the context says is nobody's word.
             asked().with(TOKENS, &two.granted),
             Pod { namespace: "granted".into(), ..asked() },
@@ -112,7 +114,7 @@ pub(crate) async fn no_publish_leads_to_what_another_may_read(mut fixture: Fixtu
         let mut apart = BTreeSet::new();
         for other in [
             pod("certs", &two.granted).with("endpoint", "local"),
-            and(pod("certs", &two.granted), &[("ca.crt", CA)]),
+            and(pod("certs", &two.granted), &[("ca.crt", CA.pem())]),
             pod("certs", &two.granted).with("endpoint", "alias"),
             keys("minio123"),
         ] {
@@ -164,7 +166,7 @@ pub(crate) async fn what_was_read_before_is_for_who_read_it(mut fixture: Fixture
             cached(&two.stranger),
             cached(&two.stranger).with("endpoint", "alias"),
             cached(&two.granted).with("endpoint", "local"),
-            and(cached(&two.granted), &[("ca.crt", CA)]),
+            and(cached(&two.granted), &[("ca.crt", CA.pem())]),
         ] {
             let status = fixture.refused(&stranger, Code::Unavailable).await;
             assert!(status.message().contains("nothing that this credential"), "{status:?}");
