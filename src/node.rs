@@ -49,7 +49,7 @@ use self::{
     refresh::Refresher,
     registry::{Registry, VolumeKey},
     start::StateLock,
-    volumes::{State, Volumes},
+    volumes::{State, Tally, Volumes},
 };
 use crate::{
     config::Config,
@@ -219,16 +219,14 @@ impl Context {
     }
 
     fn count_volumes(&self) {
-        let volumes = self.volumes.published();
         for view in [ViewKind::Tmpfs, ViewKind::Disk] {
-            let of_view = || volumes.iter().filter(|(_, published)| published.view == view);
+            let Tally { volumes, failing } = self.volumes.tally(view);
             let show = |gauges: &IntGaugeVec, count: usize| {
                 let gauge = gauges.with_label_values(&[view.as_str()]);
                 gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
             };
-            show(&self.metrics.volumes, of_view().count());
-            let stale = of_view().filter(|(_, published)| published.is_failing()).count();
-            show(&self.metrics.stale_volumes, stale);
+            show(&self.metrics.volumes, volumes);
+            show(&self.metrics.stale_volumes, failing);
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::oneshot,
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -79,6 +82,20 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Runs short blocking work on this thread: other tasks move to another one meanwhile, as after
+/// [`blocking`], but nobody waits for a thread to wake up, twice. What else the same task would poll
+/// beside this waits.
+///
+/// # Cancellation
+/// There is none: the work is done when this returns.
+pub fn blocking_here<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        // Nobody else could go on, whatever we do.
+        _ => work(),
     }
 }
 

@@ -188,12 +188,13 @@ impl Preparation {
     /// Does the work. The caller removes what a failed one made, and calls
     /// [`Preparation::finish`].
     pub(super) async fn run(&self, context: &Context, plan: &Plan) -> Result<Prepared, NodeError> {
-        let recorded = {
-            let (registry, entry) = (context.registry.clone(), plan.entry.clone());
-            blocking(move || registry.write(&entry))
+        // A listing leaves nothing on the node, so its record is written while S3 answers: in
+        // passing, since a tmpfs waits for no disk, and once the request is on its way.
+        let record = async {
+            tokio::task::yield_now().await;
+            context.registry.write(&plan.entry)
         };
-        // A listing leaves nothing on the node, so it need not wait for the record.
-        let (recorded, first) = futures::join!(recorded, self.list(context, plan));
+        let (first, recorded) = futures::join!(self.list(context, plan), record);
         recorded?;
         let shown = match first {
             Ok(first) => self.show(context, plan, first).await,

@@ -20,7 +20,7 @@ use crate::{
     mount::{self, SwapPolicy, TargetPath},
     problems::Problems,
     store::{Medium, Sharers},
-    task::blocking,
+    task::{blocking, blocking_here},
     units::Refresh,
     view::linkfarm::LinkFarm,
     volume::{PublishArguments, SpecContext, SpecError, ViewKind, VolumeSpec},
@@ -218,11 +218,7 @@ impl Node {
             _ => return Err(preparation.failure().unwrap_or_else(|| self.0.cancelled())),
         }
         let entry = prepared.entry.clone().in_phase(Phase::Published);
-        let bound = {
-            let (node, entry, target) = (self.clone(), entry.clone(), place.target);
-            blocking(move || node.bind(&entry, &target)).await
-        };
-        if let Err(error) = bound {
+        if let Err(error) = blocking_here(|| self.bind(&entry, &place.target)) {
             preparation.finish(Err(error.clone()));
             self.0.discard_files(key.clone()).await;
             self.0.volumes.end(&key, preparation);

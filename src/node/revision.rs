@@ -126,7 +126,7 @@ pub(super) fn admit(
 ) -> Result<Admitted, NodeError> {
     let (store, principal) = (&recipe.store, recipe.source.principal());
     let variant = recipe.variant();
-    let mut blobs = HashMap::new();
+    let mut blobs = HashMap::with_capacity(listing.entries().len());
     let mut missing: HashMap<BlobId, Object> = HashMap::new();
     let mut wanted = Vec::new();
     for entry in listing.entries().iter().filter(|entry| need.includes(entry)) {

@@ -30,7 +30,7 @@ use super::{
     quota::{Claim, Claims, Coming, OverLimit, Share},
     registry::VolumeKey,
 };
-use crate::config::NamespaceLimits;
+use crate::{config::NamespaceLimits, volume::ViewKind};
 
 /// Where a target path stands.
 #[derive(Debug, Clone)]
@@ -54,6 +54,14 @@ pub(super) enum Begun {
     Existing(State),
     /// The path lies below or above the target of another volume, this one.
     Nested(PathBuf),
+}
+
+/// How many volumes there are.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) volumes: usize,
+    /// Those of them whose last refresh failed.
+    pub(super) failing: usize,
 }
 
 /// All target paths of the node.
@@ -116,7 +124,7 @@ impl Volumes {
         }
         let target = &preparation.target;
         let mut others = states.values().filter_map(State::target);
-        if let Some(other) = others.find(|it| it.starts_with(target) || target.starts_with(it)) {
+        if let Some(other) = others.find(|it| is_within(it, target) || is_within(target, it)) {
             return Ok(Begun::Nested(other.to_owned()));
         }
         let preparation = Arc::new(preparation);
@@ -215,6 +223,20 @@ impl Volumes {
         Unpublishing { volumes: self, key: key.clone(), before, preparation, done: false }
     }
 
+    /// Counts the published volumes of one view.
+    pub(super) fn tally(&self, view: ViewKind) -> Tally {
+        let mut tally = Tally::default();
+        for state in self.states.lock().values() {
+            if let State::Published(published) = state
+                && published.view == view
+            {
+                tally.volumes += 1;
+                tally.failing += usize::from(published.is_failing());
+            }
+        }
+        tally
+    }
+
     /// All published volumes.
     pub(super) fn published(&self) -> Vec<(VolumeKey, Arc<Published>)> {
         let states = self.states.lock();
@@ -267,6 +289,33 @@ fn claims<'a>(states: &'a HashMap<VolumeKey, State>, limits: &'a NamespaceLimits
     Claims::new(states.values().filter_map(claim), limits)
 }
 
+/// Whether a path is the other one or lies below it. Both are in normal form, so their bytes tell:
+/// this is asked of every volume of the node at every publish.
+fn is_within(path: &Path, other: &Path) -> bool {
+    let [path, other] = [path, other].map(|path| path.as_os_str().as_encoded_bytes());
+    let other = other.strip_suffix(b"/").unwrap_or(other);
+    path.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 fn is_preparing(state: Option<&State>, preparation: &Arc<Preparation>) -> bool {
     matches!(state, Some(State::Preparing(current)) if Arc::ptr_eq(current, preparation))
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("/k/pods/1/mount", "/k/pods/1/mount", true; "itself")]
+    #[test_case("/k/pods/1/mount/in", "/k/pods/1/mount", true; "below")]
+    #[test_case("/k/pods/1/mount", "/k/pods/1/mount/", true; "itself with a slash")]
+    #[test_case("/k/pods/1/mount/in", "/k/pods/1/mount/", true; "below one with a slash")]
+    #[test_case("/k/pods/1/mount/", "/k/pods/1/mount", true; "with a slash itself")]
+    #[test_case("/k/pods/1/mount", "/k/pods/1/mount/in", false; "above")]
+    #[test_case("/k/pods/1/mount-2", "/k/pods/1/mount", false; "a longer name")]
+    #[test_case("/k/pods/1/mount", "/k/pods/2/mount", false; "beside")]
+    fn paths(path: &str, other: &str, within: bool) {
+        assert_eq!(is_within(Path::new(path), Path::new(other)), within);
+    }
 }

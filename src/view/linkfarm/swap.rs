@@ -30,6 +30,8 @@ pub(super) struct Root {
     pub(super) current: u64,
     /// The numbers of all revisions that have a directory, whole or not.
     revisions: BTreeSet<u64>,
+    /// Whether a replacement was about to make `..data` lead to its revision.
+    unfinished: bool,
     /// The names at the top.
     names: BTreeSet<String>,
 }
@@ -57,6 +59,7 @@ impl Root {
         let mut found = Self { current: current(root)?, ..Self::default() };
         for child in root.children()? {
             match child.text() {
+                Some(NEW_DATA) => found.unfinished = true,
                 Some(name) if name.starts_with("..") => {
                     found.revisions.extend(revision_number(name));
                 }
@@ -69,7 +72,9 @@ impl Root {
 
     /// Removes what a replacement built and did not come to show.
     fn remove_unfinished(&self, root: &Directory) -> Result<(), ViewError> {
-        root.remove(NEW_DATA)?;
+        if self.unfinished {
+            root.remove(NEW_DATA)?;
+        }
         let mut unfinished = self.revisions.range(self.current + 1..);
         unfinished.try_for_each(|number| root.remove(&revision_name(*number)))
     }
