@@ -15,7 +15,7 @@ use futures::{
 use parking_lot::Mutex;
 use tokio::{
     sync::MutexGuard,
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 
 type Work<T> = BoxFuture<'static, T>;
@@ -73,14 +73,17 @@ struct Queue<T: Clone> {
 struct Waiting<T: Clone> {
     work: Option<WeakShared<Work<T>>>,
     joined: u32,
+    last_joined: Instant,
 }
 
 /// A burst (executors that start together) is over when nobody has joined for a while: this long,
-/// and a millisecond more for each who has joined, since the larger it is, the busier the machine.
+/// and a quarter of a millisecond more for each who has joined, since the larger it is, the busier
+/// the machine.
 const QUIET: Duration = Duration::from_millis(5);
+const QUIET_FOR_EACH: Duration = Duration::from_micros(250);
 
 /// How long a burst may go on before its work begins all the same.
-const BURST: Duration = Duration::from_millis(60);
+const BURST: Duration = Duration::from_millis(200);
 
 impl<K, T: Clone> Default for Turns<K, T> {
     fn default() -> Self {
@@ -96,7 +99,7 @@ impl<K, T: Clone> fmt::Debug for Turns<K, T> {
 
 impl<T: Clone> Queue<T> {
     fn new() -> Self {
-        let waiting = Mutex::new(Waiting { work: None, joined: 0 });
+        let waiting = Mutex::new(Waiting { work: None, joined: 0, last_joined: Instant::now() });
         Self { running: tokio::sync::Mutex::default(), waiting }
     }
 
@@ -114,15 +117,20 @@ impl<T: Clone> Queue<T> {
 
     /// Waits while others join, if so many have asked.
     async fn gather(&self, burst: u32) {
-        let began = Instant::now();
-        let mut joined = self.waiting.lock().joined;
-        while joined >= burst && began.elapsed() < BURST {
-            sleep(QUIET + Duration::from_millis(joined.into())).await;
-            let now = self.waiting.lock().joined;
-            if now == joined {
+        let end = Instant::now() + BURST;
+        loop {
+            let quiet = {
+                let waiting = self.waiting.lock();
+                if waiting.joined < burst {
+                    return;
+                }
+                waiting.last_joined + QUIET + QUIET_FOR_EACH * waiting.joined
+            };
+            let now = Instant::now();
+            if now >= quiet.min(end) {
                 return;
             }
-            joined = now;
+            sleep_until(quiet.min(end)).await;
         }
     }
 }
@@ -144,6 +152,7 @@ impl<K: Eq + Hash, T: Clone + Send + Sync + 'static> Turns<K, T> {
         let mut waiting = queue.waiting.lock();
         if let Some(work) = waiting.work.as_ref().and_then(WeakShared::upgrade) {
             waiting.joined += 1;
+            waiting.last_joined = Instant::now();
             return work;
         }
         let turn = Arc::clone(&queue);
@@ -153,7 +162,7 @@ impl<K: Eq + Hash, T: Clone + Send + Sync + 'static> Turns<K, T> {
             begin().await
         };
         let work = work.boxed().shared();
-        *waiting = Waiting { work: work.downgrade(), joined: 1 };
+        *waiting = Waiting { work: work.downgrade(), joined: 1, last_joined: Instant::now() };
         work
     }
 }
