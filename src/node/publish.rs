@@ -62,10 +62,15 @@ impl Node {
         let place = Place { key, target, arguments };
         let mut secrets = Some(secrets);
         loop {
-            let state = if let Some(state) = self.0.volumes.get(&place.key) {
+            let mut state = self.0.volumes.get(&place.key);
+            if state.is_none() {
+                self.settle_unknown_mount(&place).await?;
+                // A mount of ours that was adopted is one to be republished.
+                state = self.0.volumes.get(&place.key);
+            }
+            let state = if let Some(state) = state {
                 state
             } else {
-                self.settle_unknown_mount(&place).await?;
                 // Taken before: the state that this call began is gone, so an unpublish came.
                 let secrets = secrets.take().ok_or(NodeError::Busy)?;
                 self.begin(&place, &attributes, secrets)?

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::{
     fixture::{Fixture, is_mount_point, tree},
+    refresh::eventually,
     support::{
         kubelet::Pod,
         s3::{Action, Fault},
@@ -189,7 +190,7 @@ pub(crate) async fn a_reboot_is_survived(mut fixture: Fixture) {
 
 pub(crate) async fn a_mount_without_record_is_adopted(mut fixture: Fixture) {
     fixture.put_certificates().await;
-    let pod = fixture.pod("certs");
+    let pod = fixture.following("certs", "1s");
     let before = identity(&fixture.publish(&pod).await);
     for entry in std::fs::read_dir(fixture.home.state_dir().join("memory/registry")).unwrap() {
         std::fs::write(entry.unwrap().path(), "{ torn").unwrap();
@@ -199,6 +200,10 @@ pub(crate) async fn a_mount_without_record_is_adopted(mut fixture: Fixture) {
     assert_eq!(tree(&target)["keystore.jks"], "keystore", "the pod goes on reading");
     fixture.publish(&pod).await;
     assert_eq!(identity(&target), before);
+    // The one republish brought all that it takes to follow S3 again.
+    fixture.put("certs/keystore.jks", "rotated").await;
+    let is_shown = || (tree(&target)["keystore.jks"] == "rotated").then_some(());
+    eventually("what was written after the adoption", is_shown).await;
     fixture.unpublish(&pod).await;
     fixture.assert_nothing_left();
 }

@@ -3,7 +3,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `S3VIEW_CASES` | how many random cases of the reference model |
+//! | `S3VIEW_CASES` | how many random cases of the reference model, other ones each time |
 //! | `S3VIEW_SEED` | 64 hexadecimal digits: the random cases of one earlier run again |
 //! | `S3VIEW_SWAPS` | how many replacements the readers of pairs see |
 //! | `S3VIEW_KILLS`, `S3VIEW_KILL_SEED` | how many SIGKILLs, and their seed |
