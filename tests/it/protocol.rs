@@ -91,6 +91,7 @@ pub(crate) async fn what_is_not_offered_is_unimplemented(fixture: Fixture) {
     let service = controller.controller_get_capabilities(request).await.unwrap_err();
     for status in [stage, unstage, expand, service] {
         assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+        assert!(status.message().contains("not offered"), "{status:?}");
     }
 }
 
