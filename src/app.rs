@@ -132,8 +132,11 @@ impl NodeApp {
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
         tokio::select! {
-            outcome = &mut serving => return Ok(outcome?),
+            // Without a connection, serving ends in the same moment; what runs beside is still to
+            // be waited for.
+            biased;
             () = stop.cancelled() => {}
+            outcome = &mut serving => return Ok(outcome?),
         }
         ready.set(false);
         let finishing = finish(&mut serving, node, &tasks);

@@ -436,7 +436,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it. Broken YAML, a duplicate key included, is one problem.
     pub fn parse(yaml: &str) -> Result<Self, Problems> {
-        Self::parse_named(yaml, "configuration")
+        whole(Self::understand(yaml, "configuration"))
     }
 
     /// Reads and parses the configuration file at `path`.
@@ -456,10 +456,19 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse_file(path: &Path, content: &Result<String, String>) -> Result<Self, Problems> {
+        whole(Self::understand_file(path, content))
+    }
+
+    /// Likewise, for those who have more to check: what can be understood, with defaults where the
+    /// file is wrong, and what is wrong. Of a file that is unreadable or no YAML, that is nothing.
+    pub fn understand_file(
+        path: &Path,
+        content: &Result<String, String>,
+    ) -> (Option<Self>, Problems) {
         let name = path.display().to_string();
         match content {
-            Ok(yaml) => Self::parse_named(yaml, &name),
-            Err(text) => Err(problem(&name, text.clone())),
+            Ok(yaml) => Self::understand(yaml, &name),
+            Err(text) => (None, problem(&name, text.clone())),
         }
     }
 
@@ -471,7 +480,7 @@ impl Config {
         self.default_endpoint.as_ref().or(only).map(String::as_str)
     }
 
-    fn parse_named(yaml: &str, name: &str) -> Result<Self, Problems> {
+    fn understand(yaml: &str, name: &str) -> (Option<Self>, Problems) {
         // Attribute defaults are text: `0444` must not become 444, nor `yes` true.
         let options = serde_saphyr::options! {
             duplicate_keys: DuplicateKeyPolicy::Error,
@@ -479,13 +488,16 @@ impl Config {
             underscored_numbers_as_strings: true,
             strict_booleans: true,
         };
-        let document = serde_saphyr::from_str_with_options(yaml, options).map_err(|error| {
-            let text = error.without_snippet().render_with_formatter(&UserMessageFormatter);
-            problem(name, format!("must be valid YAML: {text}"))
-        })?;
+        let document = match serde_saphyr::from_str_with_options(yaml, options) {
+            Ok(document) => document,
+            Err(error) => {
+                let text = error.without_snippet().render_with_formatter(&UserMessageFormatter);
+                return (None, problem(name, format!("must be valid YAML: {text}")));
+            }
+        };
         let mut problems = Problems::default();
         let config = Section::read(String::new(), document, &mut problems, schema::config);
-        problems.into_result(config)
+        (Some(config), problems)
     }
 }
 
@@ -505,6 +517,14 @@ impl Default for Config {
 /// Reads a file.
 pub fn read(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("failed to read the file: {error}"))
+}
+
+/// What was understood, if nothing is wrong.
+fn whole((config, problems): (Option<Config>, Problems)) -> Result<Config, Problems> {
+    match config {
+        Some(config) => problems.into_result(config),
+        None => Err(problems),
+    }
 }
 
 fn problem(field: &str, text: String) -> Problems {

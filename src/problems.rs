@@ -41,6 +41,14 @@ impl Problems {
         self.0.extend(other.0);
     }
 
+    /// Takes over the problems of a later check with fields in which nothing is wrong so far: where
+    /// something is, that check saw a default.
+    pub fn extend_with_others(&mut self, other: Self) {
+        let is_told = |field: &str| self.0.iter().any(|problem| problem.field == field);
+        let others: Vec<_> = other.0.into_iter().filter(|it| !is_told(&it.field)).collect();
+        self.0.extend(others);
+    }
+
     /// Whether nothing was recorded.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -109,6 +117,18 @@ mod tests {
             problems.to_string(),
             "fileMode: \"999\" must be octal; buckt: is not known; did you mean \"bucket\"?"
         );
+    }
+
+    #[test]
+    fn a_later_check_says_nothing_about_what_is_wrong_already() {
+        let (mut problems, mut later) = (Problems::default(), Problems::default());
+        problems.add("kubeletDir", "must begin with \"/\"");
+        later.add("kubeletDir", "/var/lib/kubelet must exist");
+        later.add("defaults.viw", "is not known");
+        later.add("defaults.viw", "is not known, twice");
+        problems.extend_with_others(later);
+        let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(fields, ["kubeletDir", "defaults.viw", "defaults.viw"]);
     }
 
     #[test]

@@ -45,11 +45,22 @@ impl ConfigFile {
     /// # Errors
     /// See [`Config::load`]; a `driverName` that loses is checked too.
     pub fn parse(&self) -> Result<Config, Problems> {
-        let mut config = Config::parse_file(&self.path, &self.content)?;
-        if let Some(name) = &self.driver_name {
-            config.set_driver_name(name)?;
+        match self.understand() {
+            (Some(config), problems) => problems.into_result(config),
+            (None, problems) => Err(problems),
         }
-        Ok(config)
+    }
+
+    /// What can be understood of the file, and what is wrong with it; see
+    /// [`Config::understand_file`].
+    pub fn understand(&self) -> (Option<Config>, Problems) {
+        let (mut config, mut problems) = Config::understand_file(&self.path, &self.content);
+        if let (Some(config), Some(name)) = (&mut config, &self.driver_name)
+            && let Err(found) = config.set_driver_name(name)
+        {
+            problems.extend(found);
+        }
+        (config, problems)
     }
 
     /// Takes in what the file says whenever that changes, until `stop`.

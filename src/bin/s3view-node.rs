@@ -95,12 +95,15 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
         told.map_err(|found| problems.extend(found)).is_ok()
     });
     let config_file = path.map(|path| ConfigFile::read(path, name));
-    match config_file.as_ref().map(ConfigFile::parse) {
-        Some(Ok(parsed)) => config = parsed,
-        Some(Err(found)) => problems.extend(found),
-        None => {}
+    let (understood, found) = match &config_file {
+        Some(file) => file.understand(),
+        None => (Some(std::mem::take(&mut config)), Problems::default()),
+    };
+    problems.extend(found);
+    if let Some(understood) = understood {
+        problems.extend_with_others(s3view::node::check(&understood));
+        config = understood;
     }
-    problems.extend(s3view::node::check(&config));
     let endpoint = arguments.endpoint;
     let socket = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(&endpoint));
     if !socket.is_absolute() {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::{Stream, stream};
-
+use http::{HeaderValue, Response};
 use nix::sys::{
     socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
     stat::{Mode, fchmod},
@@ -22,7 +22,8 @@ use tokio::{
     net::{UnixListener, UnixStream},
     time::sleep,
 };
-use tonic::transport::Server;
+use tonic::{body::Body, transport::Server};
+use tower::util::MapResponseLayer;
 
 use super::{
     IdentityService, NodeService,
@@ -126,11 +127,25 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let listener = UnixListener::from_std(socket.listener).map_err(ServeError::Listen)?;
     Server::builder()
+        .layer(MapResponseLayer::new(explained))
         .add_service(IdentityServer::new(identity))
         .add_service(NodeServer::new(node))
         .serve_with_incoming_shutdown(connections(listener), stop)
         .await?;
     Ok(())
+}
+
+/// Gives words to a bare UNIMPLEMENTED, the transport's answer for services that are not here: CSI
+/// wants a message with every failure.
+fn explained(mut response: Response<Body>) -> Response<Body> {
+    const MESSAGE: HeaderValue = HeaderValue::from_static("not offered by this process");
+    let headers = response.headers_mut();
+    let is_bare = |message: Option<&HeaderValue>| message.is_none_or(HeaderValue::is_empty);
+    let is_unimplemented = headers.get("grpc-status").is_some_and(|status| status == "12");
+    if is_unimplemented && is_bare(headers.get("grpc-message")) {
+        headers.insert("grpc-message", MESSAGE);
+    }
+    response
 }
 
 /// How long to wait after accept(2) failed.

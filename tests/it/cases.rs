@@ -179,6 +179,7 @@ pub(crate) fn all() -> Vec<Case> {
             a_full_store_is_served_after_a_restart,
             the_condition_tells_what_is_wrong,
             sigterm_is_bounded,
+            sigterm_is_orderly_without_a_connection,
             sigterm_leaves_the_mounts,
             republish_is_ok_whatever_else_is_wrong,
         }

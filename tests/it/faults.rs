@@ -79,6 +79,12 @@ pub(crate) async fn a_stalled_body_is_given_up(mut fixture: Fixture) {
     let target = fixture.publish(&fixture.pod("s")).await;
     assert_eq!(std::fs::read(target.join("file")).unwrap().len(), 100_000);
     assert!(began.elapsed() >= Duration::from_millis(300));
+    fixture.home.configure(&config.replace("stall: 300ms", "total: 300ms"));
+    fixture.restart().await;
+    fixture.put("t/file", vec![1; 100_000]).await;
+    fixture.embedded().faults().add(Fault::get(Action::Stall(10)));
+    let status = fixture.refused(&fixture.pod("t"), Code::Unavailable).await;
+    assert!(status.message().contains("raise timeouts.total"), "{status:?}");
 }
 
 pub(crate) async fn a_stalled_object_leaves_room_for_others(mut fixture: Fixture) {
@@ -140,7 +146,9 @@ pub(crate) async fn an_endpoint_that_is_down_is_unavailable(fixture: Fixture) {
     fixture.put_certificates().await;
     fixture.embedded().set_down(true);
     let status = fixture.refused(&fixture.pod("certs"), Code::Unavailable).await;
-    assert!(status.message().contains(&fixture.server.url()), "{status:?}");
+    for part in [&fixture.server.url(), "prefix \"certs/\"", "check its URL"] {
+        assert!(status.message().contains(part), "{status:?} lacks {part}");
+    }
     fixture.embedded().set_down(false);
     fixture.publish(&fixture.pod("certs")).await;
 }

@@ -2,7 +2,11 @@
 
 use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use s3view::csi::proto::{VolumeUsage, volume_usage::Unit};
 use tonic::Code;
 
@@ -349,6 +353,25 @@ pub(crate) async fn sigterm_leaves_the_mounts(mut fixture: Fixture) {
     fixture.restart().await;
     fixture.unpublish(&pod).await;
     fixture.assert_nothing_left();
+}
+
+pub(crate) async fn sigterm_is_orderly_without_a_connection(mut fixture: Fixture) {
+    fixture.plugin.take().unwrap().stop();
+    let said = |words: &str| fixture.home.log().matches(words).count();
+    let stopped = said("mounts stay");
+    // Serving ends at once then, and may be seen to end before the signal is.
+    for number in 1..=8 {
+        let ready = said("ready socket");
+        let mut plugin = fixture.home.command().spawn().unwrap();
+        while said("ready socket") == ready {
+            assert_eq!(plugin.try_wait().unwrap(), None, "{}", fixture.home.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let pid = Pid::from_raw(plugin.id().try_into().unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        assert!(plugin.wait().unwrap().success());
+        assert_eq!(said("mounts stay"), stopped + number);
+    }
 }
 
 pub(crate) async fn republish_is_ok_whatever_else_is_wrong(fixture: Fixture) {

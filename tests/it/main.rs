@@ -62,8 +62,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
-    let mut on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
-    on_minio.extend(cases::on_minio_alone());
+    let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
     let in_ci = std::env::var_os("CI").is_some();
     let on_minio = [on_minio, cases::on_minio_alone()].concat();
     trials.extend(on_real("minio", &on_minio, &arguments, (ids, in_ci), minio));

@@ -91,6 +91,7 @@ pub(crate) async fn what_is_not_offered_is_unimplemented(fixture: Fixture) {
     let service = controller.controller_get_capabilities(request).await.unwrap_err();
     for status in [stage, unstage, expand, service] {
         assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+        assert!(status.message().contains("not offered"), "{status:?}");
     }
 }
 
@@ -140,6 +141,25 @@ pub(crate) async fn bad_configuration_ends_with_64(fixture: Fixture) {
     for part in ["--endpoint", "endpoint:", "did you mean", "store.memory.size", "driverName"] {
         assert!(said.contains(part), "{said} lacks {part}");
     }
+    // What one line has wrong neither hides nor invents what is wrong elsewhere.
+    let text = format!(
+        "kubeletDir: {0}\nfetch: {{ requests: 0 }}\ndefaults: {{ viw: disk }}\nendpoints: {{ a: {{ url: \
+         'https://a', caBundle: {0}/none.crt }} }}\n",
+        fixture.home.kubelet_dir().display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let (code, said) = run(&["--endpoint=/run/a.sock", "--node-id=n", &config]);
+    assert_eq!(code, Some(64), "{said}");
+    for part in ["fetch.requests", "did you mean \"view\"", "endpoints.a.caBundle"] {
+        assert!(said.contains(part), "{said} lacks {part}");
+    }
+    assert!(!said.contains("kubeletDir"), "{said}");
+    std::fs::write(&path, "kubeletDir: relative\n").unwrap();
+    let (_, said) = run(&["--endpoint=/run/a.sock", "--node-id=n", &config]);
+    assert_eq!(said.matches("kubeletDir: ").count(), 1, "{said}");
+    std::fs::write(&path, "kubeletDir: [\n").unwrap();
+    let (_, said) = run(&["--endpoint=/run/a.sock", "--node-id=n", &config]);
+    assert_eq!(said.lines().count(), 1, "{said}");
     assert_eq!(run(&["--no-such-flag"]).0, Some(64));
     assert_eq!(run(&["--version"]).0, Some(0));
 }

@@ -327,7 +327,8 @@ impl Context {
 }
 
 /// Compares a listing with the files of a volume. An entry is unchanged if the file at its path is
-/// the very inode of its blob, as the variant that the volume shows by the configuration of now. Blocks.
+/// the very inode of its blob, as the variant that the volume shows by the configuration of now.
+/// Blocks.
 fn changes_on_disk(recipe: &Recipe, listing: &Listing) -> Result<Changes, NodeError> {
     let shown = recipe.farm.read()?;
     let variant = recipe.variant();

@@ -162,7 +162,7 @@ impl Body {
     pub async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let limit = self.deadline.min(Instant::now() + self.stall);
         let chunk = match timeout_at(limit, self.stream.next()).await {
-            Err(_) => return Err(self.failed(FailureKind::Unavailable, "the body stalled")),
+            Err(_) => return Err(self.failed(FailureKind::Unavailable, self.overdue())),
             Ok(Some(Err(error))) => {
                 return Err(self.broken(&full_message(&error)));
             }
@@ -181,6 +181,15 @@ impl Body {
             metrics.s3_received_bytes.inc_by(chunk.len() as u64);
         }
         Ok(Some(chunk))
+    }
+
+    /// Which of the two limits has passed.
+    fn overdue(&self) -> &'static str {
+        if Instant::now() < self.deadline {
+            "the body stalled; it will be tried again"
+        } else {
+            "the body takes too long; raise timeouts.total of the endpoint, or lower fetch.partSize"
+        }
     }
 
     /// The SDK checks a whole object's checksum as it streams, and tells only by its text.

@@ -230,8 +230,9 @@ impl S3Clients {
     /// Opens a source for one volume.
     ///
     /// # Errors
-    /// `Invalid` if the endpoint is not configured, or AWS is to be asked without a role; `Unauthenticated` for a token that has expired; `Denied` for a URL
-    /// that leads to the node itself.
+    /// `Invalid` if the endpoint is not configured, or AWS is to be asked without a role;
+    /// `Unauthenticated` for a token that has expired; `Denied` for a URL that leads to the node
+    /// itself.
     pub fn open(&self, access: &S3Access<'_>) -> Result<S3Source, SourceError> {
         let endpoint = self.endpoint(access)?;
         let client = self.client(endpoint, access)?;

@@ -247,9 +247,10 @@ where
         SdkError::ConstructionFailure(_) => {
             (FailureKind::Invalid, "check bucket name, endpoint and region")
         }
-        SdkError::TimeoutError(_) => {
-            (FailureKind::Unavailable, "the endpoint did not answer in time")
-        }
+        SdkError::TimeoutError(_) => (
+            FailureKind::Unavailable,
+            "the endpoint did not answer in time; it will be tried again",
+        ),
         _ => connection_meaning(&chain),
     };
     SourceError::new(kind, format!("{what}: {remedy} ({})", printable(&chain)))
@@ -277,9 +278,16 @@ fn connection_meaning(chain: &str) -> (FailureKind, &'static str) {
              -n, LimitNOFILE), or lower fetch.requests",
         )
     } else if lower.contains("dns error") || lower.contains("failed to lookup") {
-        (FailureKind::Unavailable, "the endpoint's host name cannot be resolved")
+        (
+            FailureKind::Unavailable,
+            "the endpoint's host name cannot be resolved; check its URL and the node's DNS",
+        )
     } else {
-        (FailureKind::Unavailable, "the endpoint cannot be reached")
+        (
+            FailureKind::Unavailable,
+            "the endpoint cannot be reached; check its URL, and what lies between: proxy, firewall, \
+             network policy",
+        )
     }
 }
 
@@ -352,7 +360,9 @@ mod tests {
     #[test_case("tcp open error: Too many open files (os error 24)", FailureKind::Unavailable)]
     #[test_case("received fatal alert: InternalError", FailureKind::Unavailable)]
     fn connection_failures_have_a_meaning(chain: &str, kind: FailureKind) {
-        assert_eq!(connection_meaning(chain).0, kind);
+        let (meant, text) = connection_meaning(chain);
+        assert_eq!(meant, kind);
+        assert!(text.contains("; "), "{text} lacks a remedy");
     }
 
     #[test]
