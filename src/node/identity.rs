@@ -70,8 +70,9 @@ impl Brought {
             AuthenticationKind::Secret => match &self.secrets.keys {
                 Some(keys) => Ok(Identity::Keys(keys)),
                 None => Err(self.missing(
-                    "the request brings no access key; name a Secret with accesskey and secretkey \
-                     in nodePublishSecretRef",
+                    "the request brings no access key; name a Secret in nodePublishSecretRef with \
+                     accesskey and secretkey, access_key and secret_key, accessKeyID and \
+                     secretAccessKey, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
                 )),
             },
             AuthenticationKind::Pod => {

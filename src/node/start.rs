@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -36,6 +36,9 @@ use crate::{
     volume::check_defaults,
 };
 
+/// Held by the process that uses the state directory.
+const LOCK: &str = "lock";
+
 /// Memory that the plugin needs beside its store, under the container's limit.
 const BESIDE_STORE: u64 = 192 << 20;
 
@@ -59,6 +62,18 @@ pub enum StartError {
     /// Another process uses the state directory.
     #[error("another node plugin uses the state directory {}", .0.display())]
     Locked(PathBuf),
+    /// The state directory holds what is none of ours.
+    #[error(
+        "--state-dir: {} holds {name:?}, which is none of s3view's; give a directory of its own: its \
+         mode becomes 0700",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What lies in it.
+        name: String,
+    },
     /// A mount or the kubelet directory failed.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -84,6 +99,7 @@ impl Node {
     pub fn start(config: Config, state: &Path, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         check(&config).into_result(())?;
         create_private(state)?;
+        check_own(state, &config.store.disk.path)?;
         // Made by the kubelet as a hostPath, it is open to all.
         let private = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(state, private).map_err(io_error("set the mode of", state))?;
@@ -223,8 +239,25 @@ fn shown() -> Result<HashSet<VolumeKey>, StartError> {
     Ok(mounts.iter().filter_map(key).collect())
 }
 
+/// Refuses a directory that was in use before it became ours: others may need it as it is. Without
+/// our lock, there may be what leads to the disk store (a disk of its own), and a socket.
+fn check_own(state: &Path, disk: &Path) -> Result<(), StartError> {
+    if state.join(LOCK).exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(state).map_err(io_error("read", state))? {
+        let entry = entry.map_err(io_error("read", state))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if !is_socket && name != "lost+found" && !disk.starts_with(entry.path()) {
+            return Err(StartError::Foreign { path: state.to_owned(), name });
+        }
+    }
+    Ok(())
+}
+
 fn lock(state: &Path) -> Result<StateLock, StartError> {
-    let path = state.join("lock");
+    let path = state.join(LOCK);
     let file = File::create(&path).map_err(io_error("create", &path))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => Ok(StateLock { _file: file }),

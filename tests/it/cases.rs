@@ -244,6 +244,7 @@ pub(crate) fn all() -> Vec<Case> {
             the_plugin_says_who_it_is,
             the_socket_is_private_and_guarded,
             bad_configuration_ends_with_64,
+            a_state_directory_of_others_is_left_alone,
             metrics_and_health_are_served,
             later_features_say_so,
             targets_outside_the_kubelet_are_refused,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::Permissions,
     os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
 };
@@ -120,6 +121,31 @@ pub(crate) async fn the_socket_is_private_and_guarded(mut fixture: Fixture) {
     assert!(fixture.kubelet.is_ready().await, "the first goes on");
     fixture.restart().await;
     assert!(fixture.kubelet.is_ready().await, "a stale socket is replaced");
+}
+
+pub(crate) async fn a_state_directory_of_others_is_left_alone(fixture: Fixture) {
+    let others = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(others.path(), Permissions::from_mode(0o1777)).unwrap();
+    std::fs::create_dir(others.path().join("disk")).unwrap();
+    std::fs::write(others.path().join("theirs"), "").unwrap();
+    let state = format!("--state-dir={}", others.path().display());
+    let socket = format!("--endpoint={}/a.sock", fixture.home.path().display());
+    let kubelet = fixture.home.path().join("other.yaml");
+    let text = format!(
+        "kubeletDir: {}\nstore: {{ disk: {{ path: {}/disk }} }}\n",
+        fixture.home.kubelet_dir().display(),
+        others.path().display(),
+    );
+    std::fs::write(&kubelet, text).unwrap();
+    let config = format!("--config={}", kubelet.display());
+    let mut command = Command::new(PROGRAM);
+    let output = command.args([&state, &socket, &config, "--node-id=n"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("--state-dir") && said.contains("theirs"), "{said}");
+    let mode = std::fs::metadata(others.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o1777, "nothing was changed");
+    assert_eq!(std::fs::read_dir(others.path()).unwrap().count(), 2);
 }
 
 pub(crate) async fn bad_configuration_ends_with_64(fixture: Fixture) {
