@@ -30,14 +30,14 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-pub use self::{
-    demand::{Opening, Reading},
-    resolve::ResolveError,
-};
 use self::{
     demand::Demand,
     flights::{Flights, Turns},
     verify::Verifier,
+};
+pub use self::{
+    demand::{Opening, Reading},
+    resolve::ResolveError,
 };
 use crate::{
     config::FetchConfig,

@@ -401,7 +401,10 @@ impl Inner {
 
     /// Evicts what must go before there is room for `need`, and keeps the index locked, so that the
     /// room can be taken.
-    fn make_room(&self, need: impl Fn(&Index) -> Need) -> Result<MutexGuard<'_, Index>, StoreError> {
+    fn make_room(
+        &self,
+        need: impl Fn(&Index) -> Need,
+    ) -> Result<MutexGuard<'_, Index>, StoreError> {
         let mut index = self.index.lock();
         let mut room = self.room(&index)?;
         let missing = room.missing(need(&index));

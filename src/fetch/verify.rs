@@ -59,11 +59,7 @@ impl Verifier {
             (Some(_), Some(server)) => server.finalize().to_be_bytes()[4..].to_vec(),
             _ => return Ok(own),
         };
-        if expected == Some(&computed) {
-            Ok(own)
-        } else {
-            Err(checksum_mismatch())
-        }
+        if expected == Some(&computed) { Ok(own) } else { Err(checksum_mismatch()) }
     }
 
     /// Verifies an object that is in memory. (Its checksum header was verified by the SDK as the
@@ -151,7 +147,9 @@ pub(super) fn file(
                 return Err(checksum_mismatch());
             }
         }
-        Some(Checksum { algorithm: ChecksumAlgorithm::Crc32 | ChecksumAlgorithm::Crc32c, .. }) => {
+        Some(Checksum {
+            algorithm: ChecksumAlgorithm::Crc32 | ChecksumAlgorithm::Crc32c, ..
+        }) => {
             let mut whole = Verifier::new(checksum);
             through(file, 0..size, |bytes| whole.update(bytes)).map_err(unread)?;
             if whole.finish(checksum)? != crc {

@@ -48,11 +48,7 @@ pub(super) enum Victim {
     /// A variant of a blob.
     Blob(BlobName),
     /// A sparse file that nobody has open.
-    Partial {
-        name: PartialName,
-        token: u64,
-        bytes: u64,
-    },
+    Partial { name: PartialName, token: u64, bytes: u64 },
 }
 
 #[derive(Debug)]
@@ -370,8 +366,8 @@ impl Index {
             blob.variants.iter().map(|used| (used.at, Victim::Blob(blob.name(*id, used))))
         });
         let partials = self.partials.idle();
-        let partials = partials
-            .map(|(at, name, token, bytes)| (at, Victim::Partial { name, token, bytes }));
+        let partials =
+            partials.map(|(at, name, token, bytes)| (at, Victim::Partial { name, token, bytes }));
         let mut uses: Vec<_> = blobs.chain(partials).collect();
         uses.sort_unstable();
         uses.into_iter().map(|(_, victim)| victim).collect()
@@ -389,7 +385,11 @@ impl Index {
     }
 
     /// A file to read for those who share with `sharers`, and whether it is verified.
-    pub(super) fn readable(&self, id: &BlobId, sharers: Option<Sharers>) -> Option<(BlobName, bool)> {
+    pub(super) fn readable(
+        &self,
+        id: &BlobId,
+        sharers: Option<Sharers>,
+    ) -> Option<(BlobName, bool)> {
         let blob = self.blobs.get(id)?;
         let shared = blob.variants.iter().filter(|used| used.variant.sharers == sharers);
         let used = shared.max_by_key(|used| used.verified)?;

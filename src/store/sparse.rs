@@ -38,8 +38,7 @@ use self::map::{Bits, SLOT, Slot, boot_tag};
 pub use self::writer::{Room, Writer};
 pub(super) use self::{name::PartialName, partials::Partials};
 use super::{
-    BlobId, Content, Lease, Need, PAGE, Store, StoreError, Variant, fill,
-    unnamed::Unnamed,
+    BlobId, Content, Lease, Need, PAGE, Store, StoreError, Variant, fill, unnamed::Unnamed,
     verify::BOOT_ID,
 };
 use crate::{object::ObjectVersion, source::Principal};
@@ -179,9 +178,12 @@ impl Sparse {
     pub fn settle_doubts(&self, blocks: Range<u64>) -> Result<(), StoreError> {
         let doubtful = self.bits.lock().doubtful(blocks);
         for index in doubtful {
-            match self.prove(index).map_err(self.store.io("read a sparse file"))? {
-                true => drop(self.bits.lock().add(index)),
-                false => self.bits.lock().remove(index),
+            let is_good = self.prove(index).map_err(self.store.io("read a sparse file"))?;
+            let mut bits = self.bits.lock();
+            if is_good {
+                bits.add(index);
+            } else {
+                bits.remove(index);
             }
         }
         Ok(())

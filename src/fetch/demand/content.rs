@@ -181,7 +181,8 @@ impl Content {
         under_way.retain(|one| {
             let work = one.work.upgrade().filter(|work| work.peek().is_none());
             let Some(work) = work else { return false };
-            let overlaps = |run: &Range<u64>| run.start < one.blocks.end && one.blocks.start < run.end;
+            let overlaps =
+                |run: &Range<u64>| run.start < one.blocks.end && one.blocks.start < run.end;
             if missing.iter().any(overlaps) {
                 joined.push(Flight { by: one.by, is_new: false, work });
                 covered.push(one.blocks.clone());
@@ -210,11 +211,7 @@ impl Content {
     }
 
     /// Asks for the blocks, but for those that an earlier attempt has brought.
-    async fn attempt(
-        &self,
-        blocks: &Range<u64>,
-        source: &S3Source,
-    ) -> Result<Landed, FetchError> {
+    async fn attempt(&self, blocks: &Range<u64>, source: &S3Source) -> Result<Landed, FetchError> {
         let missing = self.missing(blocks.clone());
         let (Some(first), Some(last)) = (missing.first(), missing.last()) else {
             return Ok(Landed::Stored);

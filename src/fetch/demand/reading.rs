@@ -147,8 +147,7 @@ impl Reading {
     /// The content, if all of the range is here and may be given out.
     fn ready(&self, range: Range<u64>) -> Option<&Arc<Content>> {
         let content = self.content.get().filter(|_| self.is_proven())?;
-        let is_ready =
-            content.failed.get().is_none() && content.has_all(content.cut.blocks(range));
+        let is_ready = content.failed.get().is_none() && content.has_all(content.cut.blocks(range));
         is_ready.then_some(content)
     }
 
@@ -209,9 +208,8 @@ impl Reading {
     async fn vouched(&self, opening: &Opening) -> Result<Option<Lease>, FetchError> {
         let (opening, version) = (opening.clone(), self.object.version.clone());
         let Opening { source, store, allowed, .. } = opening;
-        let find = move || match allowed {
-            true => store.hold(&version),
-            false => store.vouch(source.principal(), &version),
+        let find = move || {
+            if allowed { store.hold(&version) } else { store.vouch(source.principal(), &version) }
         };
         Ok(blocking(find).await?)
     }
@@ -316,8 +314,7 @@ impl Reading {
         let mut kept = self.recent.lock().clone();
         // What this call began is not given up when its blocks are here: it is about to end.
         let mut begun = Vec::new();
-        let mut waiting;
-        let mut _held: FuturesUnordered<_> = FuturesUnordered::new();
+        let mut waiting = FuturesUnordered::new();
         loop {
             if let Some(error) = content.failed.get() {
                 return Err(error.clone());
@@ -325,14 +322,15 @@ impl Reading {
             content.settle_doubts(blocks.clone()).await?;
             let mut landed = Box::pin(content.landed.notified());
             landed.as_mut().enable();
-            waiting = content.join(blocks, &kept, source);
-            if waiting.is_empty() {
+            let joined = content.join(blocks, &kept, source);
+            if joined.is_empty() {
                 break;
             }
-            begun.extend(waiting.iter().filter(|flight| flight.is_new).cloned());
-            _held = waiting.into_iter().map(outcome_of).collect();
+            begun.extend(joined.iter().filter(|flight| flight.is_new).cloned());
+            // Joined before the last ones are let go: a request ends when nobody waits for it.
+            drop(std::mem::replace(&mut waiting, joined.into_iter().map(outcome_of).collect()));
             tokio::select! {
-                Some((flight, outcome)) = _held.next() => match outcome {
+                Some((flight, outcome)) = waiting.next() => match outcome {
                     Ok(landed) => self.note_landed(landed, &flight, source, &mut kept),
                     Err(error) if flight.by == source.principal() => return Err(error),
                     // Whoever else asked may not read it; this one asks for itself.
@@ -434,7 +432,9 @@ async fn assemble(
                 // Holes are zeros here, and come from memory.
                 bytes = read_at(sparse, range.clone()).await?.into();
             }
-            kept.iter().for_each(|memory| memory.copy(&mut bytes, range.start));
+            for memory in kept {
+                memory.copy(&mut bytes, range.start);
+            }
             Ok(bytes.into())
         }
     }

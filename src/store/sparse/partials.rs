@@ -44,8 +44,9 @@ impl Partials {
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             let file = entry.file_name().to_string_lossy().into_owned();
-            let is_map = file.ends_with(".map");
-            let name = file.strip_suffix(".map").unwrap_or(&file).parse::<PartialName>();
+            let of_map = file.strip_suffix(".map");
+            let is_map = of_map.is_some();
+            let name = of_map.unwrap_or(&file).parse::<PartialName>();
             let Ok(name) = name else { continue };
             let has = |name: &str| std::fs::symlink_metadata(directory.join(name)).ok();
             let (data, map) = (has(&name.to_string()), has(&name.map()));
@@ -179,9 +180,7 @@ impl Partials {
     }
 
     /// What may be evicted, with the time of its last use, its name, token and bytes.
-    pub(in crate::store) fn idle(
-        &self,
-    ) -> impl Iterator<Item = (u64, PartialName, u64, u64)> + '_ {
+    pub(in crate::store) fn idle(&self) -> impl Iterator<Item = (u64, PartialName, u64, u64)> + '_ {
         let idle = self.files.values().filter(|partial| partial.pins == 0);
         idle.map(|partial| (partial.at, partial.name, partial.token, partial.bytes))
     }
