@@ -5,6 +5,7 @@
 //! are bounded below it.) A flight belongs to those who wait for it: when the last one gives up, it
 //! is dropped, and its half-written file with it.
 
+mod demand;
 mod flights;
 mod parts;
 mod resolve;
@@ -29,10 +30,14 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-pub use self::resolve::ResolveError;
 use self::{
+    demand::Demand,
     flights::{Flights, Turns},
     verify::Verifier,
+};
+pub use self::{
+    demand::{Opening, Reading},
+    resolve::ResolveError,
 };
 use crate::{
     config::FetchConfig,
@@ -48,6 +53,10 @@ use crate::{
 /// Up to this size in bytes, an object is small: going to another thread and back costs as much as
 /// the few system calls that storing it takes. So it is stored together with others.
 const SMALL: u64 = 64 << 10;
+
+/// How many bytes are collected before they are written: fewer visits to the blocking threads, and
+/// still a fraction of a part.
+const BATCH: usize = 1 << 20;
 
 /// Up to so many small objects go into a tmpfs in passing, which waits for no disk.
 const FEW: usize = 64;
@@ -208,6 +217,7 @@ struct Inner {
     to_disk: Queue,
     blobs: Flights<FlightKey, Result<Arc<Lease>, FetchError>>,
     listings: Turns<ListingKey, Result<Arc<Listing>, ResolveError>>,
+    demand: Demand,
 }
 
 impl Fetcher {
@@ -220,6 +230,7 @@ impl Fetcher {
             to_disk: Queue::default(),
             blobs: Flights::default(),
             listings: Turns::default(),
+            demand: Demand::new(config.bytes_in_flight.bytes()),
         }))
     }
 

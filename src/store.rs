@@ -6,6 +6,7 @@
 //! <root>/v1/blobs/<id>-<size>-<crc>-<uid>-<gid>-<mode>   one file for each variant of a blob
 //!        .../<the same>-<sharers>-<digest>               one that not everybody may link
 //! <root>/v1/tmp/                                         fills, where O_TMPFILE is missing
+//! <root>/v1/parts/<id>-<size>-<block>, <the same>.map    what is here in part
 //! <root>/v1/volumes/<volume>/                            revisions: hard links to blobs
 //! <root>/v1/records/                                     what principals were allowed to read
 //! ```
@@ -28,6 +29,8 @@ mod error;
 mod fill;
 mod index;
 mod lease;
+mod resident;
+mod sparse;
 mod unnamed;
 mod verify;
 
@@ -50,16 +53,24 @@ use nix::{
     },
     unistd::{UnlinkatFlags, unlinkat},
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::{IntCounter, IntGauge};
 
 pub(crate) use self::error::io_kind;
-use self::{blob::BlobName, error::io_error, index::Index, verify::Readings};
+use self::{
+    blob::BlobName,
+    error::io_error,
+    index::{Index, Victim},
+    sparse::Partials,
+    verify::Readings,
+};
 pub use self::{
     blob::{BlobId, Sharers, Variant},
     error::StoreError,
     fill::{Content, Fill},
     lease::{Lease, Reservation},
+    resident::{read_exact, read_resident},
+    sparse::{Room as BlockRoom, Sparse, Writer},
 };
 use crate::{
     object::ObjectVersion, source::Principal, telemetry::metrics::Metrics, units::ByteSize,
@@ -175,7 +186,8 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let failed = |action| move |error: io::Error| io_error(medium, action, error);
         let root = directory.join(LAYOUT);
-        for path in [root.clone(), root.join("blobs"), root.join("tmp"), root.join("volumes")] {
+        for name in ["", "blobs", "tmp", "volumes", "parts"] {
+            let path = root.join(name);
             create_private(&path).map_err(failed("create a directory"))?;
         }
         let lock = open_lock(&root.join("lock")).map_err(failed("open the lock"))?;
@@ -185,7 +197,11 @@ impl Store {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let blobs = open(&root.join("blobs"), flags, Permissions::empty())
             .map_err(|errno| failed("open the blobs")(errno.into()))?;
-        let index = Index::scan(&root.join("blobs"), medium).map_err(failed("read the blobs"))?;
+        let mut index =
+            Index::scan(&root.join("blobs"), medium).map_err(failed("read the blobs"))?;
+        let is_blob = |id: &BlobId| index.find(id).is_some();
+        index.partials = Partials::scan(&root.join("parts"), is_blob)
+            .map_err(failed("read the sparse files"))?;
         let label = &[medium.as_str()];
         let capacity = capacity.bytes();
         metrics.store_capacity_bytes.with_label_values(label).set(gauge(capacity));
@@ -308,18 +324,7 @@ impl Store {
     pub fn reserve(&self, wanted: Vec<Wanted>, names: u64) -> Result<Reservation, StoreError> {
         let inodes = names + wanted.len() as u64;
         let need = |index: &Index| Need { bytes: index.uncovered(&wanted), inodes };
-        let mut index = self.0.index.lock();
-        let mut room = self.0.room(&index)?;
-        let missing = room.missing(need(&index));
-        if missing != Need::default() {
-            let candidates = index.candidates();
-            drop(index);
-            let unlinked = self.0.unlinked(candidates, missing);
-            index = self.0.index.lock();
-            self.0.evict(&mut index, unlinked);
-            room = self.0.room(&index)?;
-        }
-        self.0.check_room(room, need(&index))?;
+        let mut index = self.0.make_room(need)?;
         index.reserve(&wanted);
         self.0.show(&index);
         Ok(Reservation { store: self.clone(), wanted })
@@ -394,6 +399,27 @@ impl Inner {
         })
     }
 
+    /// Evicts what must go before there is room for `need`, and keeps the index locked, so that the
+    /// room can be taken.
+    fn make_room(
+        &self,
+        need: impl Fn(&Index) -> Need,
+    ) -> Result<MutexGuard<'_, Index>, StoreError> {
+        let mut index = self.index.lock();
+        let mut room = self.room(&index)?;
+        let missing = room.missing(need(&index));
+        if missing != Need::default() {
+            let candidates = index.candidates();
+            drop(index);
+            let unlinked = self.unlinked(candidates, missing);
+            index = self.index.lock();
+            self.evict(&mut index, unlinked);
+            room = self.room(&index)?;
+        }
+        self.check_room(room, need(&index))?;
+        Ok(index)
+    }
+
     fn check_room(&self, room: Room, need: Need) -> Result<(), StoreError> {
         let Self { medium, capacity, .. } = *self;
         let needed = need.bytes;
@@ -416,40 +442,60 @@ impl Inner {
     /// The first of `candidates` that no volume links, as many as `wanted` takes.
     ///
     /// Asks the kernel about each without holding the index: with 100,000 blobs that takes a while.
-    fn unlinked(&self, candidates: Vec<BlobName>, wanted: Need) -> Vec<BlobName> {
+    fn unlinked(&self, candidates: Vec<Victim>, wanted: Need) -> Vec<Victim> {
         let mut found = Need::default();
         let is_unlinked = |name: &BlobName| {
             fstatat(&self.blobs, name.to_string().as_str(), AtFlags::empty())
                 .is_ok_and(|stat| stat.st_nlink == 1)
         };
         let mut unlinked = Vec::new();
-        for name in candidates {
+        for victim in candidates {
             if found.holds(wanted) {
                 break;
             }
-            if is_unlinked(&name) {
-                found.bytes += pages(name.size);
-                found.inodes += 1;
-                unlinked.push(name);
+            match victim {
+                Victim::Blob(name) if is_unlinked(&name) => {
+                    found.bytes += pages(name.size);
+                    found.inodes += 1;
+                }
+                Victim::Blob(_) => continue,
+                Victim::Partial { bytes, .. } => {
+                    found.bytes += bytes;
+                    found.inodes += 2;
+                }
             }
+            unlinked.push(victim);
         }
         unlinked
     }
 
     /// Removes what nobody has leased since it was found unlinked: links are made by leases only.
-    fn evict(&self, index: &mut Index, unlinked: Vec<BlobName>) {
-        for name in unlinked {
-            if !index.is_idle(&name.id) {
-                continue;
-            }
-            let file = name.to_string();
-            match unlinkat(&self.blobs, file.as_str(), UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {
-                    index.remove(&name);
-                    self.gauges.evictions.inc();
+    fn evict(&self, index: &mut Index, unlinked: Vec<Victim>) {
+        for victim in unlinked {
+            match victim {
+                Victim::Blob(name) => self.evict_blob(index, &name),
+                Victim::Partial { name, token, .. } => {
+                    if index.partials.is_idle(&name.id, token) {
+                        index.partials.remove(&name.id, token);
+                        sparse::remove_files(&self.root, &name);
+                        self.gauges.evictions.inc();
+                    }
                 }
-                Err(errno) => tracing::warn!(blob = file, %errno, "failed to evict a blob"),
             }
+        }
+    }
+
+    fn evict_blob(&self, index: &mut Index, name: &BlobName) {
+        if !index.is_idle(&name.id) {
+            return;
+        }
+        let file = name.to_string();
+        match unlinkat(&self.blobs, file.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {
+                index.remove(name);
+                self.gauges.evictions.inc();
+            }
+            Err(errno) => tracing::warn!(blob = file, %errno, "failed to evict a blob"),
         }
     }
 }

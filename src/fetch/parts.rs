@@ -13,19 +13,19 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
-    FetchError, Job, corrupt,
+    BATCH, FetchError, Job, corrupt,
     verify::{Expected, InOrder, Verifier},
 };
 use crate::{
     failure::FailureKind,
-    source::{SourceError, s3::Checksum},
+    object::Object,
+    source::{
+        SourceError,
+        s3::{Checksum, S3Source},
+    },
     store::{Content, Fill, Lease},
     task::{blocking, spawn_owned},
 };
-
-/// How many bytes are collected before they are written: fewer visits to the blocking threads, and
-/// still a fraction of a part.
-const BATCH: usize = 1 << 20;
 
 /// What the parts of one object share.
 struct Parts<'a> {
@@ -41,7 +41,7 @@ struct Parts<'a> {
 /// # Errors
 /// The first part that failed after its retries, or that the whole is not what it should be.
 pub(super) async fn fetch(job: &Job) -> Result<Lease, FetchError> {
-    let checksum = checksum(job).await?;
+    let checksum = checksum(&job.order().source, &job.object).await?;
     let fill = {
         let (store, version) = (job.order().store.clone(), job.object.version.clone());
         let reservation = Arc::clone(&job.call.reservation);
@@ -97,10 +97,12 @@ async fn hash_in_order(
 /// The object's checksum, which only a HEAD tells: an answer to a ranged GET has none, and not
 /// every service says in its listings which objects have one. One small request for each large
 /// object.
-async fn checksum(job: &Job) -> Result<Option<Checksum>, FetchError> {
-    let version = &job.object.version;
-    let version_id = job.object.version_id.as_ref();
-    let head = job.order().source.head(&version.bucket, &version.key, version_id).await;
+pub(super) async fn checksum(
+    source: &S3Source,
+    object: &Object,
+) -> Result<Option<Checksum>, FetchError> {
+    let version = &object.version;
+    let head = source.head(&version.bucket, &version.key, object.version_id.as_ref()).await;
     let head = head.map_err(SourceError::stale_if_gone)?;
     if head.object.version != *version {
         let text = format!("the object {:?} changed while it was read", version.key.as_str());

@@ -59,11 +59,7 @@ impl Verifier {
             (Some(_), Some(server)) => server.finalize().to_be_bytes()[4..].to_vec(),
             _ => return Ok(own),
         };
-        if expected == Some(&computed) {
-            Ok(own)
-        } else {
-            Err("the bytes received do not match the object's checksum".to_owned())
-        }
+        if expected == Some(&computed) { Ok(own) } else { Err(checksum_mismatch()) }
     }
 
     /// Verifies an object that is in memory. (Its checksum header was verified by the SDK as the
@@ -133,6 +129,45 @@ impl Expected {
     }
 }
 
+/// Verifies a whole object that is in a file and has `crc`, our own CRC. Returns the problem; also if
+/// the file cannot be read.
+///
+/// Blocks; reads the file unless the service's checksum is that CRC and nothing else is known.
+pub(super) fn file(
+    file: &File,
+    size: u64,
+    crc: u64,
+    checksum: Option<&Checksum>,
+    md5_etag: Option<&ETag>,
+) -> Result<(), String> {
+    let unread = |error: io::Error| format!("what was received cannot be read back: {error}");
+    match checksum {
+        Some(Checksum { algorithm: ChecksumAlgorithm::Crc64Nvme, value }) => {
+            if value[..] != crc.to_be_bytes() {
+                return Err(checksum_mismatch());
+            }
+        }
+        Some(Checksum {
+            algorithm: ChecksumAlgorithm::Crc32 | ChecksumAlgorithm::Crc32c, ..
+        }) => {
+            let mut whole = Verifier::new(checksum);
+            through(file, 0..size, |bytes| whole.update(bytes)).map_err(unread)?;
+            if whole.finish(checksum)? != crc {
+                return Err("what was received is damaged in the store".to_owned());
+            }
+        }
+        Some(Checksum { algorithm: ChecksumAlgorithm::Sha256, .. }) | None => {}
+    }
+    let no_md5 = ETag::new("");
+    let Some(expected) = Expected::of(md5_etag.unwrap_or(&no_md5), checksum) else { return Ok(()) };
+    let hash = expected.hasher().update(file, 0..size).map_err(unread)?;
+    if expected.matches(hash) { Ok(()) } else { Err(expected.mismatch()) }
+}
+
+fn checksum_mismatch() -> String {
+    "the bytes received do not match the object's checksum".to_owned()
+}
+
 fn md5_mismatch() -> String {
     "the bytes received do not match the object's ETag, which is their MD5".to_owned()
 }
@@ -155,15 +190,20 @@ impl InOrder {
 }
 
 fn hash<D: Digest>(mut digest: D, file: &File, range: Range<u64>) -> io::Result<D> {
+    through(file, range, |bytes| digest.update(bytes))?;
+    Ok(digest)
+}
+
+fn through(file: &File, range: Range<u64>, mut look: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
     let mut at = range.start;
     while at < range.end {
         let length = buffer.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
         file.read_exact_at(&mut buffer[..length], at)?;
-        digest.update(&buffer[..length]);
+        look(&buffer[..length]);
         at += length as u64;
     }
-    Ok(digest)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -47,6 +47,13 @@ pub(super) struct BlobName {
     pub(super) digest: Option<ContentDigest>,
 }
 
+impl Variant {
+    /// That of content which no volume links: only the plugin reads it, or the kernel for it.
+    pub const fn shown_by_none(sharers: Option<Sharers>) -> Self {
+        Self { uid: 0, gid: 0, mode: 0o444, sharers }
+    }
+}
+
 impl Sharers {
     /// The volumes of a namespace.
     pub fn of_namespace(name: &str) -> Self {
@@ -114,6 +121,12 @@ impl BlobId {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// The digest from 64 hexadecimal digits.
+    pub(super) fn from_hex(text: &str) -> Option<Self> {
+        let mut id = [0; 32];
+        hex::decode_to_slice(text, &mut id).ok().map(|()| Self(id))
+    }
 }
 
 impl fmt::Debug for BlobId {
@@ -145,8 +158,7 @@ impl FromStr for BlobName {
     fn from_str(text: &str) -> Result<Self, NotABlob> {
         let mut parts = text.split('-');
         let mut next = || parts.next().ok_or(NotABlob);
-        let mut id = [0; 32];
-        hex::decode_to_slice(next()?, &mut id).map_err(|_| NotABlob)?;
+        let id = BlobId::from_hex(next()?).ok_or(NotABlob)?;
         let size = next()?.parse().map_err(|_| NotABlob)?;
         let crc = u64::from_str_radix(next()?, 16).map_err(|_| NotABlob)?;
         let uid = next()?.parse().map_err(|_| NotABlob)?;
@@ -159,7 +171,7 @@ impl FromStr for BlobName {
         let sharers = parts.next().map(&mut half).transpose()?.map(Sharers);
         let digest = parts.next().map(&mut half).transpose()?.map(ContentDigest);
         let variant = Variant { uid, gid, mode, sharers };
-        let name = Self { id: BlobId(id), size, crc, variant, digest };
+        let name = Self { id, size, crc, variant, digest };
         // One name for one blob: a spelling that we would not write is not ours.
         if name.to_string() == text { Ok(name) } else { Err(NotABlob) }
     }

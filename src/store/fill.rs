@@ -155,14 +155,7 @@ impl Fill {
                     return Err(differs());
                 }
             }
-            Target::New(file) => {
-                let digest = variant.sharers.map(|_| verify::digest_of(file.file())).transpose();
-                let digest = digest.map_err(store.io("read a blob"))?;
-                let name = BlobName { id, size, crc: content.crc, variant, digest };
-                let dressed = dress(file.file(), variant, content.modified);
-                dressed.map_err(store.io("set a blob's owner"))?;
-                add(&store, &file, name)?;
-            }
+            Target::New(file) => name_blob(&store, &file, (id, size), variant, content)?,
         }
         let admitted = store.0.index.lock().admit(&id, principal);
         // Evicted between two locks: whoever asked will find it missing and fetch again.
@@ -195,6 +188,22 @@ pub(super) fn open_blob(store: &Store, name: &str) -> io::Result<File> {
         Err(Errno::ELOOP) => Err(Errno::ENOENT.into()),
         opened => Ok(opened?.into()),
     }
+}
+
+/// Makes a file with all of a blob's content that blob, unless it came first.
+pub(super) fn name_blob(
+    store: &Store,
+    file: &Unnamed,
+    (id, size): (BlobId, u64),
+    variant: Variant,
+    content: Content,
+) -> Result<(), StoreError> {
+    let digest = variant.sharers.map(|_| verify::digest_of(file.file())).transpose();
+    let digest = digest.map_err(store.io("read a blob"))?;
+    let name = BlobName { id, size, crc: content.crc, variant, digest };
+    let dressed = dress(file.file(), variant, content.modified);
+    dressed.map_err(store.io("set a blob's owner"))?;
+    add(store, file, name)
 }
 
 /// Gives a dressed file its name, unless the same blob came first.

@@ -11,8 +11,9 @@ use std::{
 
 use super::{
     Medium, Wanted,
-    blob::{BlobId, BlobName, ContentDigest, Variant},
+    blob::{BlobId, BlobName, ContentDigest, Sharers, Variant},
     pages,
+    sparse::{PartialName, Partials},
 };
 use crate::source::Principal;
 
@@ -33,10 +34,21 @@ pub(super) struct Index {
     reserved: u64,
     /// Bytes of those that are in files already.
     written: u64,
+    /// What is here in part.
+    pub(super) partials: Partials,
     /// Counts uses; the larger, the later.
     clock: u64,
     /// How long S3's word that a principal may read a blob counts.
-    proof_lifetime: Duration,
+    pub(super) proof_lifetime: Duration,
+}
+
+/// What may be evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Victim {
+    /// A variant of a blob.
+    Blob(BlobName),
+    /// A sparse file that nobody has open.
+    Partial { name: PartialName, token: u64, bytes: u64 },
 }
 
 #[derive(Debug)]
@@ -147,12 +159,18 @@ impl Index {
 
     /// Bytes stored and reserved.
     pub(super) fn used(&self) -> u64 {
-        self.stored + self.reserved
+        self.stored + self.reserved + self.partials.used()
     }
 
     /// Bytes that are promised, and that the file system still shows as free.
     pub(super) fn outstanding(&self) -> u64 {
-        self.reserved.saturating_sub(self.written)
+        self.reserved.saturating_sub(self.written) + self.partials.outstanding()
+    }
+
+    /// A moment later than all before.
+    pub(super) fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
     }
 
     /// The bytes that nobody has set aside yet for what is wanted.
@@ -342,13 +360,40 @@ impl Index {
     }
 
     /// What may be evicted, the least recently used first.
-    pub(super) fn candidates(&self) -> Vec<BlobName> {
+    pub(super) fn candidates(&self) -> Vec<Victim> {
         let unpinned = self.blobs.iter().filter(|(_, blob)| blob.pins == 0);
-        let mut uses: Vec<_> = unpinned
-            .flat_map(|(id, blob)| blob.variants.iter().map(|used| (used.at, blob.name(*id, used))))
-            .collect();
+        let blobs = unpinned.flat_map(|(id, blob)| {
+            blob.variants.iter().map(|used| (used.at, Victim::Blob(blob.name(*id, used))))
+        });
+        let partials = self.partials.idle();
+        let partials =
+            partials.map(|(at, name, token, bytes)| (at, Victim::Partial { name, token, bytes }));
+        let mut uses: Vec<_> = blobs.chain(partials).collect();
         uses.sort_unstable();
-        uses.into_iter().map(|(_, name)| name).collect()
+        uses.into_iter().map(|(_, victim)| victim).collect()
+    }
+
+    /// The sparse file has become the blob: who may read the one may read the other.
+    pub(super) fn inherit(&mut self, id: &BlobId) {
+        let readers = self.partials.readers(id);
+        if let Some(blob) = self.blobs.get_mut(id) {
+            for (principal, at) in readers {
+                let known = blob.readers.entry(principal).or_insert(at);
+                *known = (*known).max(at);
+            }
+        }
+    }
+
+    /// A file to read for those who share with `sharers`, and whether it is verified.
+    pub(super) fn readable(
+        &self,
+        id: &BlobId,
+        sharers: Option<Sharers>,
+    ) -> Option<(BlobName, bool)> {
+        let blob = self.blobs.get(id)?;
+        let shared = blob.variants.iter().filter(|used| used.variant.sharers == sharers);
+        let used = shared.max_by_key(|used| used.verified)?;
+        Some((blob.name(*id, used), used.verified))
     }
 
     /// Whether nobody holds a lease on the blob.

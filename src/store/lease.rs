@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -9,7 +11,7 @@ use nix::{errno::Errno, fcntl::AtFlags, unistd::linkat};
 
 use super::{
     Store, StoreError, Wanted,
-    blob::{BlobId, BlobName, Variant},
+    blob::{BlobId, BlobName, Sharers, Variant},
     fill, verify,
 };
 
@@ -54,6 +56,33 @@ impl Lease {
             }
             Err(errno) => Err(self.store.io("link a blob")(errno.into())),
         }
+    }
+
+    /// Opens the blob's file for reading, for who shares files with `sharers`: whoever else holds a
+    /// link to a file may have changed it. Made by copying if there is none (room for that variant
+    /// was reserved).
+    ///
+    /// # Errors
+    /// As [`Lease::link`].
+    ///
+    /// # Blocking
+    /// As [`Lease::link`].
+    pub fn open(&self, sharers: Option<Sharers>) -> Result<File, StoreError> {
+        let found = self.store.0.index.lock().readable(&self.id, sharers);
+        let variant = found.map_or(Variant::shown_by_none(sharers), |(name, _)| name.variant);
+        let name = self.variant(variant)?;
+        match fill::open_blob(&self.store, &name.to_string()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.store.0.index.lock().remove(&name);
+                Err(StoreError::Gone)
+            }
+            opened => opened.map_err(self.store.io("open a blob")),
+        }
+    }
+
+    /// Whether [`Lease::open`] needs no room.
+    pub fn opens(&self, sharers: Option<Sharers>) -> bool {
+        self.store.0.index.lock().readable(&self.id, sharers).is_some()
     }
 
     /// The variant's file, verified or else made from another.

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
 };
 
 use nix::{
@@ -30,6 +31,8 @@ pub(super) enum Unnamed {
     File(File),
     /// In `tmp/`.
     Temporary(NamedTempFile),
+    /// Elsewhere on the medium, by a name that is its owner's to remove.
+    Named(File, PathBuf),
 }
 
 impl Unnamed {
@@ -51,7 +54,7 @@ impl Unnamed {
     /// The file, open for reading and writing.
     pub(super) fn file(&self) -> &File {
         match self {
-            Self::File(file) => file,
+            Self::File(file) | Self::Named(file, _) => file,
             Self::Temporary(file) => file.as_file(),
         }
     }
@@ -71,6 +74,9 @@ impl Unnamed {
             },
             Self::Temporary(file) => {
                 linkat(AT_FDCWD, file.path(), &directory, name, AtFlags::empty())
+            }
+            Self::Named(_, path) => {
+                linkat(AT_FDCWD, path.as_path(), &directory, name, AtFlags::empty())
             }
         }
     }
