@@ -1,5 +1,6 @@
 //! The node plugin as a process: build, spawn, drain.
 
+mod keeper;
 mod reload;
 
 use std::{
@@ -15,11 +16,15 @@ use std::{
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use self::reload::ConfigFile;
+pub use self::{
+    keeper::{KeepError, KeepOptions, keep},
+    reload::ConfigFile,
+};
 use crate::{
     config::{Config, Sharing},
-    csi::{BindError, IdentityService, NodeService, ServeError, Socket, serve},
+    csi::{IdentityService, NodeService, ServeError, Socket, serve},
     node::{Node, StartError},
+    socket::BindError,
     task::{Tasks, blocking},
     telemetry::{http, metrics::Metrics},
 };

@@ -15,5 +15,5 @@ mod status;
 pub use self::{
     identity::IdentityService,
     node::NodeService,
-    server::{BindError, ServeError, Socket, serve},
+    server::{ServeError, Socket, serve},
 };

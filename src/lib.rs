@@ -7,10 +7,10 @@
 //! csi           the gRPC edge
 //! node          the volumes of this node: publish, unpublish, restart
 //! view, fetch   how a listing is shown; from sources to blobs
-//! store, mount, source::s3
-//!               the cache, the kernel, the network
-//! source, telemetry, task
-//!               who asks; what operators see; who owns a task
+//! store, mount, source::s3, keeper
+//!               the cache, the kernel, the network, what outlives the plugin
+//! source, telemetry, task, socket
+//!               who asks; what operators see; who owns a task; who may connect
 //! volume, config, listing, relpath, glob, object, certificate, units, problems, failure
 //!               plain data and pure decisions
 //! ```
@@ -27,12 +27,14 @@ pub mod csi;
 pub mod failure;
 pub mod fetch;
 pub mod glob;
+pub mod keeper;
 pub mod listing;
 pub mod mount;
 pub mod node;
 pub mod object;
 pub mod problems;
 pub mod relpath;
+pub mod socket;
 pub mod source;
 pub mod store;
 pub mod task;

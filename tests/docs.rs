@@ -125,6 +125,21 @@ fn the_flags_are_those_of_the_program() {
 }
 
 #[test]
+fn the_flags_of_the_keeper_are_told() {
+    let program = env!("CARGO_BIN_EXE_s3view-node");
+    let help = Command::new(program).args(["keeper", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let text = read("docs/CONFIGURATION.md");
+    let (_, told) = text.split_once("\n## The keeper\n").unwrap();
+    let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let flags: Vec<_> = words.filter(|word| word.starts_with("--") && *word != "--help").collect();
+    assert!(flags.contains(&"--hold-for"), "{help}");
+    for flag in flags {
+        assert!(told.contains(&format!("| `{flag}`")), "docs/CONFIGURATION.md lacks {flag}");
+    }
+}
+
+#[test]
 fn ci_runs_the_commands_of_the_readme() {
     let ci = read(".ci/run");
     let readme = read("README.md");

@@ -1,17 +1,18 @@
-//! The node plugin: parse, compose, run, shut down.
+//! The node plugin, and the keeper of its mounts: parse, compose, run, shut down.
 
 use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use mimalloc::MiMalloc;
 use s3view::{
-    app::{ConfigFile, NodeApp, NodeOptions, RunError},
+    app::{ConfigFile, KeepOptions, NodeApp, NodeOptions, RunError, keep},
     config::Config,
     failure::full_message,
     node::StartError,
     problems::Problems,
     telemetry::log::{self, LogFormat},
+    units::parse_duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,12 +47,54 @@ struct Arguments {
     /// Configuration file (YAML); /etc/s3view/config.yaml is read if it exists.
     #[arg(long)]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+/// Holds FUSE mounts while the node plugin restarts.
+#[derive(Debug, Parser)]
+#[command(name = "keeper")]
+struct KeeperArguments {
+    /// Unix socket; its directory is made if it is missing, and is the keeper's own.
+    #[arg(long, default_value = "/run/s3view/keeper.sock")]
+    socket: PathBuf,
+    /// How long a mount is held that no plugin takes back; then reads fail.
+    #[arg(long, value_parser = parse_duration, default_value = "10m")]
+    hold_for: Duration,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct LogArguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
     /// off, error, warn, info, debug or trace; for s3view's own events.
     #[arg(long, default_value = "info")]
     log_level: LevelFilter,
+}
+
+/// What the command line asks for.
+enum Command {
+    Node(Arguments),
+    Keeper(KeeperArguments),
+}
+
+impl Command {
+    /// Without a subcommand it is the plugin, whose flags are then required.
+    fn parse() -> Result<Self, clap::Error> {
+        let command = Arguments::command()
+            .subcommand(KeeperArguments::command())
+            .subcommand_negates_reqs(true)
+            .args_conflicts_with_subcommands(true)
+            .disable_help_subcommand(true);
+        let matches = command.try_get_matches()?;
+        match matches.subcommand_matches("keeper") {
+            Some(matches) => Ok(Self::Keeper(KeeperArguments::from_arg_matches(matches)?)),
+            None => Ok(Self::Node(Arguments::from_arg_matches(&matches)?)),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -61,20 +104,28 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let command = match Command::parse() {
+        Ok(command) => command,
         Err(error) => {
             // Help and version go to standard output and are no failure.
             let code = if error.use_stderr() { EX_USAGE } else { 0 };
             return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code));
         }
     };
-    let format = match arguments.log_format {
+    let (Command::Node(Arguments { log, .. }) | Command::Keeper(KeeperArguments { log, .. })) =
+        &command;
+    let format = match log.log_format {
         Format::Text => LogFormat::Text,
         Format::Json => LogFormat::Json,
     };
-    log::init(format, arguments.log_level);
-    let outcome = options(arguments).map_err(anyhow::Error::from).and_then(run);
+    log::init(format, log.log_level);
+    let outcome = match command {
+        Command::Node(arguments) => options(arguments).map_err(anyhow::Error::from).and_then(run),
+        Command::Keeper(KeeperArguments { socket, hold_for, .. }) => {
+            let options = KeepOptions::new(socket, hold_for).map_err(anyhow::Error::from);
+            options.and_then(|options| Ok(keep(options)?))
+        }
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),

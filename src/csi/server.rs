@@ -1,22 +1,11 @@
-//! The CSI socket: made so that nobody else can ever open it, and served until told to stop.
+//! The CSI socket, served until told to stop.
 
 use std::{
-    future::Future,
-    io,
-    os::{
-        fd::AsRawFd,
-        unix::net::{UnixListener as StdListener, UnixStream as StdStream},
-    },
-    path::{Path, PathBuf},
-    time::Duration,
+    future::Future, io, os::unix::net::UnixListener as StdListener, path::Path, time::Duration,
 };
 
 use futures::{Stream, stream};
 use http::{HeaderValue, Response};
-use nix::sys::{
-    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
-    stat::{Mode, fchmod},
-};
 use thiserror::Error;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -29,26 +18,7 @@ use super::{
     IdentityService, NodeService,
     proto::{identity_server::IdentityServer, node_server::NodeServer},
 };
-
-/// Why the socket cannot be made.
-#[derive(Debug, Error)]
-pub enum BindError {
-    /// Another process answers on it.
-    #[error("another process answers on {}; stop it, or use another endpoint", .0.display())]
-    Live(PathBuf),
-    /// Something else has the name.
-    #[error("{} exists and is not a socket; remove it, or use another endpoint", .0.display())]
-    NotASocket(PathBuf),
-    /// The system refused.
-    #[error("failed to make the socket {}", path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        error: io::Error,
-    },
-}
+use crate::socket::{self, BindError, Kind};
 
 /// Why serving ended.
 #[derive(Debug, Error)]
@@ -68,10 +38,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds `path`, replacing the socket of a process that is gone.
-    ///
-    /// The mode is set before the name exists, so there is no moment at which others may connect.
-    /// No other file is made beside the socket.
+    /// Binds `path` as [`socket::bind`] does.
     ///
     /// # Errors
     /// See [`BindError`].
@@ -79,37 +46,7 @@ impl Socket {
     /// # Blocking
     /// A few system calls.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        remove_stale(path)?;
-        let failed = |error: io::Error| BindError::Io { path: path.to_owned(), error };
-        let bound = || -> io::Result<StdListener> {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-            listen(&fd, Backlog::MAXCONN)?;
-            Ok(fd.into())
-        };
-        Ok(Self { listener: bound().map_err(failed)? })
-    }
-}
-
-fn remove_stale(path: &Path) -> Result<(), BindError> {
-    use std::os::unix::fs::FileTypeExt;
-    let failed = |error: io::Error| BindError::Io { path: path.to_owned(), error };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    match StdStream::connect(path) {
-        Ok(_) => Err(BindError::Live(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
+        Ok(Self { listener: socket::bind(path, Kind::Stream)?.into() })
     }
 }
 
@@ -172,38 +109,4 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
             }
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn the_socket_is_private_from_the_start() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("csi.sock");
-        let _socket = Socket::bind(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("csi.sock");
-        drop(Socket::bind(&path).unwrap());
-        let _live = Socket::bind(&path).unwrap();
-        assert!(matches!(Socket::bind(&path), Err(BindError::Live(_))));
-    }
-
-    #[test]
-    fn a_file_is_never_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("csi.sock");
-        std::fs::write(&path, "mine").unwrap();
-        assert!(matches!(Socket::bind(&path), Err(BindError::NotASocket(_))));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
-    }
 }

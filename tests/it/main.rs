@@ -19,6 +19,7 @@ mod cases;
 mod faults;
 mod fixture;
 mod identity;
+mod keeper;
 mod lifecycle;
 mod mutual;
 mod outage;
@@ -50,6 +51,7 @@ use self::{
 };
 
 fn main() -> ExitCode {
+    keeper::play_plugin();
     let ids = match namespace::enter() {
         Ok(ids) => ids,
         Err(code) => return code,
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
+    trials.extend(keeper::trials());
     let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
     let in_ci = std::env::var_os("CI").is_some();
     let on_minio = [on_minio, cases::on_minio_alone()].concat();
