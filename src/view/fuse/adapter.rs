@@ -26,7 +26,7 @@ use super::{
     OpenFile, Refusal,
     directories::Line,
     errno::errno,
-    opens::{Answer, Shown, Standing, Whole, answer},
+    opens::{Answer, Open, Shown, Standing, Whole, answer},
     served::{Missing, Served},
     session::negotiate,
     table::{Attributes, Id, Table},
@@ -109,7 +109,7 @@ impl Adapter {
             Answer::Register => self.register(&*file, &reply),
             Answer::Same => opens.backing(number),
         };
-        let handle = FileHandle(opens.add(number, shown, file, backing.clone()));
+        let handle = FileHandle(opens.add(number, Open { shown, file, backing: backing.clone() }));
         debug_assert_eq!(opens.standing(number) == Standing::Passthrough, backing.is_some());
         drop(opens);
         let flags = FopenFlags::FOPEN_NOFLUSH;

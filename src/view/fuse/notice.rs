@@ -1,10 +1,12 @@
 //! Telling the kernel what it must not believe any longer.
 //!
-//! Since Linux 6.16 one notice makes all names be looked up again, at once. Before, each name that
-//! leads elsewhere is told by itself, so for a moment a process can see some names from before and
-//! others from after the swap. The one notice has a price: the kernel also forgets what it cached of
-//! unchanged files, unless they are open (it drops an inode with its last name). So it is sent only
-//! when more than one name leads elsewhere.
+//! Each name that leads elsewhere is told by itself. That alone is not one moment for all of them: a
+//! process could see some names from before and others from after the swap. So since Linux 6.16 one
+//! notice comes first that makes all names be looked up again. It does not do alone, since a
+//! `READDIRPLUS` under way brings back what it was answered before the swap (the notice of a name
+//! waits for it); and it has a price: the kernel also forgets what it cached of unchanged files,
+//! unless they are open (it drops an inode with its last name). So it is sent only when more than one
+//! name leads elsewhere.
 //!
 //! Notices take locks in the kernel that a lookup under way may hold:
 //! they are sent from threads that serve no requests, and without any lock of ours.
@@ -22,12 +24,12 @@ use super::{changes::Outdated, table::Table};
 /// `FUSE_NOTIFY_INC_EPOCH`, which fuser does not have.
 const INC_EPOCH: i32 = 8;
 
-/// Whether the kernel may be told by one notice.
+/// How the kernel is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notices {
-    /// Where it knows that notice.
+    /// All at one moment, where it knows how.
     AtOnce,
-    /// Name by name, as older kernels need it.
+    /// Name by name, as to older kernels.
     #[cfg(test)]
     OneByOne,
 }
@@ -54,12 +56,12 @@ pub(super) fn tell(
         }
     };
     // One name changes at once in any case.
-    let at_once = notices == Notices::AtOnce && outdated.names.len() > 1;
-    if !(at_once && increase_epoch(device)?) {
-        for id in &outdated.names {
-            let parent = INodeNo(old.number(old.parent(*id)));
-            note(notifier.inval_entry(parent, OsStr::from_bytes(old.name(*id))));
-        }
+    if notices == Notices::AtOnce && outdated.names.len() > 1 {
+        note(increase_epoch(device));
+    }
+    for id in &outdated.names {
+        let parent = INodeNo(old.number(old.parent(*id)));
+        note(notifier.inval_entry(parent, OsStr::from_bytes(old.name(*id))));
     }
     for number in &outdated.directories {
         // A negative offset: attributes only.
@@ -68,15 +70,14 @@ pub(super) fn tell(
     outcome
 }
 
-/// Makes the kernel look up every name again. False where it does not know how (before 6.16).
-fn increase_epoch(device: &impl AsFd) -> io::Result<bool> {
+/// Makes the kernel look up every name again, where it knows how.
+fn increase_epoch(device: &impl AsFd) -> io::Result<()> {
     // struct fuse_out_header: length, code in place of an error, 0 in place of a request.
     let mut notice = [0; 16];
     notice[..4].copy_from_slice(&16_u32.to_ne_bytes());
     notice[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
     match nix::unistd::write(device, &notice) {
-        Ok(_) => Ok(true),
-        Err(nix::errno::Errno::EINVAL) => Ok(false),
+        Ok(_) | Err(nix::errno::Errno::EINVAL) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }

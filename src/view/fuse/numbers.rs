@@ -65,6 +65,10 @@ impl Table {
     ///
     /// # Errors
     /// [`BadNumbers`]; there is no table then, and what the kernel holds must not be served.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "called once a process goes on with the mounts of another")
+    )]
     pub(super) fn with_numbers(
         listing: &Listing,
         ownership: Ownership,

@@ -57,6 +57,15 @@ pub(super) struct Shown {
     pub(super) attributes: Attributes,
 }
 
+/// One handle that is opened.
+#[derive(Debug)]
+pub(super) struct Open<B> {
+    pub(super) shown: Shown,
+    pub(super) file: Arc<dyn OpenFile>,
+    /// What the kernel reads from; only that of an inode's first handle counts.
+    pub(super) backing: Option<Arc<B>>,
+}
+
 #[derive(Debug)]
 struct OpenInode<B> {
     shown: Shown,
@@ -95,29 +104,17 @@ impl<B> Opens<B> {
         self.inodes.get(&number).map(|inode| &inode.shown)
     }
 
-    /// Notes an open, before it is answered. `backing` counts for the first handle only.
-    pub(super) fn add(
-        &mut self,
-        number: u64,
-        shown: Shown,
-        file: Arc<dyn OpenFile>,
-        backing: Option<Arc<B>>,
-    ) -> u64 {
+    /// Notes an open, before it is answered; returns its handle.
+    pub(super) fn add(&mut self, number: u64, open: Open<B>) -> u64 {
         let handle = self.next;
         self.next = self.next.wrapping_add(1);
-        self.adopt(number, handle, shown, file, backing);
+        self.adopt(number, handle, open);
         handle
     }
 
     /// As [`Opens::add`], for a handle that another process gave out.
-    pub(super) fn adopt(
-        &mut self,
-        number: u64,
-        handle: u64,
-        shown: Shown,
-        file: Arc<dyn OpenFile>,
-        backing: Option<Arc<B>>,
-    ) {
+    pub(super) fn adopt(&mut self, number: u64, handle: u64, open: Open<B>) {
+        let Open { shown, file, backing } = open;
         let closed = OpenInode { shown, handles: 0, backing };
         self.inodes.entry(number).or_insert(closed).handles += 1;
         self.handles.insert(handle, file);

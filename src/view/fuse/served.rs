@@ -1,6 +1,7 @@
 //! What a session serves: the answers to the kernel's questions, in words that no library owns.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
@@ -13,7 +14,7 @@ use tokio::{runtime::Handle, time::sleep};
 use super::{
     Content, OpenFile, Refusal,
     directories::Directories,
-    opens::{Opens, Shown},
+    opens::{Open, Opens, Shown},
     session::{FuseOptions, Negotiated},
     table::{Attributes, Table},
 };
@@ -22,15 +23,18 @@ use crate::{failure::FailureKind, listing::Listing, object::Object, task::Tasks}
 /// How long the former table is kept: as long as a revision of a link farm.
 const FORMER: Duration = Duration::from_secs(10);
 
+/// How many rows they may have together, but for the last one.
+const MOST_FORMER: usize = 1 << 20;
+
 /// The state of one volume, shared by its session and whoever swaps its listing.
 #[derive(Debug)]
 pub(super) struct Served {
     /// Whoever answers with what a table says holds the lock until the answer is sent: then a
     /// notice that is sent after the swap finds the answer, whichever the kernel heard first.
     table: RwLock<Arc<Table>>,
-    /// The table before, for a while: whoever looked a name up just before a swap can still open what
-    /// it found.
-    former: Mutex<Option<Arc<Table>>>,
+    /// The tables before, for a while, oldest first: whoever looked a name up just before a swap can
+    /// still open what it found.
+    former: Mutex<VecDeque<Arc<Table>>>,
     pub(super) content: Arc<dyn Content>,
     pub(super) opens: Mutex<Opens<fuser::BackingId>>,
     pub(super) directories: Mutex<Directories>,
@@ -63,7 +67,7 @@ impl Served {
     ) -> Self {
         Self {
             table: RwLock::new(Arc::new(table)),
-            former: Mutex::new(None),
+            former: Mutex::default(),
             content,
             opens: Mutex::new(Opens::new()),
             directories: Mutex::new(Directories::new()),
@@ -88,10 +92,19 @@ impl Served {
     ) -> (Arc<Table>, Arc<Table>) {
         let old = Arc::clone(&self.table());
         let new = Arc::new(old.succeed(listing, now));
-        *self.former.lock() = Some(Arc::clone(&old));
+        self.keep(Arc::clone(&old));
         *self.table.write() = Arc::clone(&new);
         self.forget_later(Arc::downgrade(&old));
         (old, new)
+    }
+
+    fn keep(&self, old: Arc<Table>) {
+        let mut former = self.former.lock();
+        former.push_back(old);
+        let rows = |tables: &VecDeque<Arc<Table>>| tables.iter().map(|it| it.rows.len()).sum();
+        while former.len() > 1 && MOST_FORMER < rows(&former) {
+            former.pop_front();
+        }
     }
 
     fn forget_later(self: &Arc<Self>, old: Weak<Table>) {
@@ -102,18 +115,16 @@ impl Served {
                 return;
             }
             let Some(served) = served.upgrade() else { return };
-            let is_old = |table: &mut Arc<Table>| Weak::ptr_eq(&Arc::downgrade(table), &old);
-            let former = served.former.lock().take_if(is_old);
-            drop(former);
+            // It may have had to make room earlier.
+            let Some(old) = old.upgrade() else { return };
+            served.former.lock().retain(|table| !Arc::ptr_eq(table, &old));
         });
     }
 
-    /// Asks the tables that may know a number: the one that counts, then the former one.
+    /// Asks the tables that may know a number: the one that counts, then the former ones.
     fn ask<T>(&self, current: &Table, question: impl Fn(&Table) -> Option<T>) -> Option<T> {
-        question(current).or_else(|| {
-            let former = self.former.lock().clone();
-            former.and_then(|former| question(&former))
-        })
+        question(current)
+            .or_else(|| self.former.lock().iter().rev().find_map(|former| question(former)))
     }
 
     /// The child of that name.
@@ -179,7 +190,8 @@ impl Served {
     fn reopen(&self, number: u64, handle: u64) -> Result<(Arc<dyn OpenFile>, u64), Missing> {
         let shown = self.shown(number)?;
         let (file, length) = (self.open(&shown.object)?, shown.attributes.size);
-        self.opens.lock().adopt(number, handle, shown, Arc::clone(&file), None);
+        let open = Open { shown, file: Arc::clone(&file), backing: None };
+        self.opens.lock().adopt(number, handle, open);
         Ok((file, length))
     }
 

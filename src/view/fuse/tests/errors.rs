@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -80,7 +80,7 @@ fn a_read_that_waits_keeps_nobody_else_waiting() {
 #[test]
 fn a_read_that_never_ends_does_not_keep_the_volume() {
     with_mount(&[file(SLOW, "x")], OPTIONS, |mounted| {
-        let content = mounted.content.clone();
+        let content = Arc::clone(&mounted.content);
         let (opened, open) = mpsc::channel();
         let path = mounted.at(SLOW);
         let reading = thread::spawn(move || {
@@ -111,7 +111,6 @@ fn files_that_stay_open_are_served_for_the_grace_and_no_longer() {
         file.read_to_string(&mut content).unwrap();
         assert_eq!(content, "content");
         mounted.close(Duration::from_millis(50));
-        file.metadata().ok();
     });
 }
 
@@ -128,12 +127,12 @@ fn nothing_is_left_of_a_closed_volume() {
     with_mount(&[file("file", "content")], OPTIONS, |mounted| {
         let connection = mounted.mount.connection().number();
         let kept = mounted.mount.device().unwrap();
-        let content = mounted.content.clone();
+        let content = Arc::clone(&mounted.content);
         mounted.read("file");
         eprintln!("descriptors while mounted: {}", descriptors(connection));
         mounted.close(Duration::from_secs(10));
         drop(kept);
         assert_eq!(descriptors(connection), 0);
-        assert_eq!((content.open_files(), std::sync::Arc::strong_count(&content)), (0, 1));
+        assert_eq!((content.open_files(), Arc::strong_count(&content)), (0, 1));
     });
 }

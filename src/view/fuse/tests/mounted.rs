@@ -45,7 +45,8 @@ impl Mounted {
         let content = Arc::new(Memory::new(options.passthrough));
         let listing = listed(&content, files);
         let entered = runtime.enter();
-        let mount = FuseMount::new(&target, &listing, options, content.clone()).unwrap();
+        let memory: Arc<Memory> = Arc::clone(&content);
+        let mount = FuseMount::new(&target, &listing, options, memory).unwrap();
         drop(entered);
         Self { path, content, mount, target, runtime }
     }

@@ -57,7 +57,9 @@ fn plain(root: &Path, files: &[Described], ownership: &Ownership) {
 fn own(path: &Path, ownership: &Ownership) {
     let is_directory = path.is_dir();
     if is_directory {
-        fs::read_dir(path).unwrap().for_each(|entry| own(&entry.unwrap().path(), ownership));
+        for entry in fs::read_dir(path).unwrap() {
+            own(&entry.unwrap().path(), ownership);
+        }
     }
     let mode = if is_directory { ownership.dir_mode } else { ownership.file_mode };
     fs::set_permissions(path, fs::Permissions::from_mode(mode.bits().into())).unwrap();

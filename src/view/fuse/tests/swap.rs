@@ -156,7 +156,9 @@ fn readers_see_one_listing_or_the_other_while_it_changes(notices: Notices) {
                 mounted.show(&listing(n));
                 assert_eq!(mounted.read("dir/file"), format!("content {n}"));
             }
-            readers.into_iter().for_each(|reader| reader.join().unwrap());
+            for reader in readers {
+                reader.join().unwrap();
+            }
         });
     });
 }
