@@ -161,8 +161,9 @@ impl FuseMount {
 
     /// Shows another listing, at once for all lookups after it.
     ///
-    /// Open files keep their content, open directories their listing. A kernel before Linux 6.16 is
-    /// told name by name what to forget, so until this returns a process can see names from before.
+    /// Open files keep their content, open directories their listing. Until this returns, a process
+    /// can still see single names from before: all kinds of them on kernels before Linux 6.16, which
+    /// are told name by name; later, those that a listing of a directory under way brings back.
     ///
     /// # Errors
     /// `Session` if the kernel could not be told: names may go on leading to what was before. The
