@@ -13,6 +13,7 @@
 
 mod bind;
 mod error;
+mod fuse;
 #[expect(unsafe_code, reason = "the system calls that nix does not wrap")]
 mod kernel;
 mod machine;
@@ -26,6 +27,7 @@ mod target;
 mod tmpfs;
 
 pub use error::MountError;
+pub use fuse::{FuseConnection, FuseDevice};
 pub use machine::{forbid_core_dumps, memory_limit, raise_descriptor_limit};
 pub use table::check_propagation;
 pub use target::{KubeletDir, Target, TargetPath};

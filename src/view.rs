@@ -1,3 +1,4 @@
 //! How a listing is shown to a pod.
 
+pub mod fuse;
 pub mod linkfarm;

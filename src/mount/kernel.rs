@@ -16,6 +16,8 @@ pub(super) struct Statx {
     pub(super) is_mount_root: bool,
     /// The mount that holds the path: the first field of its line in mountinfo.
     pub(super) mount_id: u64,
+    /// The device number of its file system, without the major part (0 for what has no device).
+    pub(super) device_minor: u32,
 }
 
 /// `statx(2)` with an empty mask. Linux 5.8+ for both answers.
@@ -35,7 +37,11 @@ pub(super) fn statx(path: &Path) -> nix::Result<Statx> {
     // SAFETY: the structure is plain integers, zeroed before the kernel filled it.
     let found = unsafe { buffer.assume_init() };
     let mount_root = u64::from(libc::STATX_ATTR_MOUNT_ROOT.unsigned_abs());
-    Ok(Statx { is_mount_root: found.stx_attributes & mount_root != 0, mount_id: found.stx_mnt_id })
+    Ok(Statx {
+        is_mount_root: found.stx_attributes & mount_root != 0,
+        mount_id: found.stx_mnt_id,
+        device_minor: found.stx_dev_minor,
+    })
 }
 
 /// `open_tree(2)`: a detached, close-on-exec copy of the one mount at `path`. Linux 5.2+.

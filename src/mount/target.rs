@@ -20,6 +20,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::{Failed, MountError};
+use super::fuse::{self, FuseDevice};
 use super::{bind, kernel, point};
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -196,6 +197,23 @@ impl Target {
     pub fn bind_read_only(&self, source: &Path) -> Result<(), MountError> {
         let copy = bind::read_only_copy(source)?;
         bind::attach(&copy, &self.reach()).map_err(|failed| failed.at(&self.path))
+    }
+
+    /// Mounts a FUSE file system here: read-only for everyone, nosuid, nodev. Nobody serves it yet.
+    ///
+    /// `max_read` is the most bytes of one read request.
+    ///
+    /// # Errors
+    /// `System`; nothing is mounted then. `NotFound` where there is no `/dev/fuse`.
+    pub fn mount_fuse(&self, max_read: u32) -> Result<FuseDevice, MountError> {
+        let flags = DIRECTORY | OFlag::O_NOFOLLOW;
+        // mount(2) follows symlinks; a descriptor of the directory is none.
+        let place = openat(&self.parent, self.name.as_os_str(), flags, Mode::empty())
+            .map_err(|errno| Failed::new("open", errno).at(&self.path))?;
+        let place = Path::new("/proc/self/fd").join(place.as_raw_fd().to_string());
+        fuse::mount_at(&place, max_read)
+            .and_then(|fd| fuse::device_at(fd, &self.reach()))
+            .map_err(|failed| failed.at(&self.path))
     }
 
     /// Whether anything is mounted here.

@@ -1,0 +1,37 @@
+//! What the kernel must forget when one table follows another.
+
+use super::table::{Body, Id, Row, Table};
+
+/// What the kernel may know from a table and must not go on believing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outdated {
+    /// Rows of the old table whose names lead nowhere or elsewhere now. What lies below such a
+    /// directory goes with it.
+    pub(super) names: Vec<Id>,
+    /// The numbers of directories that are still there and have other children.
+    pub(super) directories: Vec<u64>,
+}
+
+impl Table {
+    /// What is wrong about this table when `new` has followed it.
+    ///
+    /// New names are not among it, since nothing remembers that a name was missing.
+    pub(super) fn outdated(&self, new: &Self) -> Outdated {
+        let mut outdated = Outdated::default();
+        for (index, row) in self.rows.iter().enumerate() {
+            let Body::Directory { .. } = row.body else { continue };
+            let Some(now) = new.find(row.number) else { continue };
+            let (old_rows, new_rows) = (self.children(Id::from_index(index)), new.children(now));
+            let numbers = |rows: &[Row]| rows.iter().map(|row| row.number).collect::<Vec<_>>();
+            if numbers(&self.rows[old_rows.clone()]) == numbers(&new.rows[new_rows]) {
+                continue;
+            }
+            outdated.directories.push(row.number);
+            outdated.names.extend(old_rows.map(Id::from_index).filter(|child| {
+                let found = new.lookup(now, self.name(*child));
+                found.is_none_or(|found| new.number(found) != self.number(*child))
+            }));
+        }
+        outdated
+    }
+}

@@ -1,0 +1,228 @@
+//! What a session serves: the answers to the kernel's questions, in words that no library owns.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::{runtime::Handle, time::sleep};
+
+use super::{
+    Content, OpenFile, Refusal,
+    directories::Directories,
+    opens::{Open, Opens, Shown},
+    session::{FuseOptions, Negotiated},
+    table::{Attributes, Table},
+};
+use crate::{failure::FailureKind, listing::Listing, object::Object, task::Tasks};
+
+/// How long the former table is kept: as long as a revision of a link farm.
+const FORMER: Duration = Duration::from_secs(10);
+
+/// How many rows they may have together, but for the last one.
+const MOST_FORMER: usize = 1 << 20;
+
+/// The state of one volume, shared by its session and whoever swaps its listing.
+#[derive(Debug)]
+pub(super) struct Served {
+    /// Whoever answers with what a table says holds the lock until the answer is sent: then a
+    /// notice that is sent after the swap finds the answer, whichever the kernel heard first.
+    table: RwLock<Arc<Table>>,
+    /// The tables before, for a while, oldest first: whoever looked a name up just before a swap can
+    /// still open what it found.
+    former: Mutex<VecDeque<Arc<Table>>>,
+    pub(super) content: Arc<dyn Content>,
+    pub(super) opens: Mutex<Opens<fuser::BackingId>>,
+    pub(super) directories: Mutex<Directories>,
+    pub(super) options: FuseOptions,
+    /// Whether the kernel takes backing files from us: known after the first refusal.
+    pub(super) takes_backing: AtomicBool,
+    pub(super) negotiated: OnceLock<Negotiated>,
+    /// The reads under way.
+    pub(super) tasks: Tasks,
+    pub(super) runtime: Handle,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Missing {
+    /// A directory has no such name.
+    Name,
+    /// The number is of something that is gone.
+    Inode,
+    /// The content was refused.
+    Refused(Refusal),
+}
+
+impl Served {
+    pub(super) fn new(
+        table: Table,
+        content: Arc<dyn Content>,
+        options: FuseOptions,
+        runtime: Handle,
+    ) -> Self {
+        Self {
+            table: RwLock::new(Arc::new(table)),
+            former: Mutex::default(),
+            content,
+            opens: Mutex::new(Opens::new()),
+            directories: Mutex::new(Directories::new()),
+            takes_backing: AtomicBool::new(options.passthrough),
+            options,
+            negotiated: OnceLock::new(),
+            tasks: Tasks::default(),
+            runtime,
+        }
+    }
+
+    /// The table that counts now, and goes on counting while the guard is held.
+    pub(super) fn table(&self) -> RwLockReadGuard<'_, Arc<Table>> {
+        self.table.read()
+    }
+
+    /// Shows another listing; returns the table before and after. One caller at a time.
+    pub(super) fn swap(
+        self: &Arc<Self>,
+        listing: &Listing,
+        now: SystemTime,
+    ) -> (Arc<Table>, Arc<Table>) {
+        let old = Arc::clone(&self.table());
+        let new = Arc::new(old.succeed(listing, now));
+        self.keep(Arc::clone(&old));
+        *self.table.write() = Arc::clone(&new);
+        self.forget_later(Arc::downgrade(&old));
+        (old, new)
+    }
+
+    fn keep(&self, old: Arc<Table>) {
+        let mut former = self.former.lock();
+        former.push_back(old);
+        let rows = |tables: &VecDeque<Arc<Table>>| tables.iter().map(|it| it.rows.len()).sum();
+        while former.len() > 1 && MOST_FORMER < rows(&former) {
+            former.pop_front();
+        }
+    }
+
+    fn forget_later(self: &Arc<Self>, old: Weak<Table>) {
+        let (served, closed) = (Arc::downgrade(self), self.tasks.token().clone());
+        let _runtime = self.runtime.enter();
+        self.tasks.spawn(async move {
+            if closed.run_until_cancelled(sleep(FORMER)).await.is_none() {
+                return;
+            }
+            let Some(served) = served.upgrade() else { return };
+            // It may have had to make room earlier.
+            let Some(old) = old.upgrade() else { return };
+            served.former.lock().retain(|table| !Arc::ptr_eq(table, &old));
+        });
+    }
+
+    /// Asks the tables that may know a number: the one that counts, then the former ones.
+    fn ask<T>(&self, current: &Table, question: impl Fn(&Table) -> Option<T>) -> Option<T> {
+        question(current)
+            .or_else(|| self.former.lock().iter().rev().find_map(|former| question(former)))
+    }
+
+    /// The child of that name.
+    pub(super) fn lookup(table: &Table, parent: u64, name: &[u8]) -> Result<Attributes, Missing> {
+        let directory = table.find(parent).ok_or(Missing::Inode)?;
+        let child = table.lookup(directory, name).ok_or(Missing::Name)?;
+        Ok(table.attributes(child))
+    }
+
+    /// What is known about a number, be it listed or only open.
+    pub(super) fn attributes(&self, table: &Table, number: u64) -> Result<Attributes, Missing> {
+        let listed = self.ask(table, |table| Some(table.attributes(table.find(number)?)));
+        let open = || self.opens.lock().shown(number).map(|shown| shown.attributes);
+        listed.or_else(open).ok_or(Missing::Inode)
+    }
+
+    /// What a file shows, be it listed or only open.
+    pub(super) fn shown(&self, number: u64) -> Result<Shown, Missing> {
+        let table = Arc::clone(&self.table());
+        let listed = self.ask(&table, |table| {
+            let id = table.find(number)?;
+            let object = Arc::new(table.object(id)?);
+            Some(Shown { object, attributes: table.attributes(id) })
+        });
+        let open = || self.opens.lock().shown(number).cloned();
+        listed.or_else(open).ok_or(Missing::Inode)
+    }
+
+    /// Opens the content of an object.
+    pub(super) fn open(&self, object: &Object) -> Result<Arc<dyn OpenFile>, Missing> {
+        let _runtime = self.runtime.enter();
+        self.content.open(object).map_err(Missing::Refused)
+    }
+
+    /// The bytes of a read, cut at the end of the file.
+    ///
+    /// A handle of a former process is opened again first.
+    pub(super) fn read(
+        &self,
+        number: u64,
+        handle: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<BoxFuture<'static, Result<Bytes, Refusal>>, Missing> {
+        let known = {
+            let opens = self.opens.lock();
+            opens.file(handle).zip(opens.shown(number).map(|shown| shown.attributes.size))
+        };
+        let (file, length) = match known {
+            Some(known) => known,
+            None => self.reopen(number, handle)?,
+        };
+        let left = u32::try_from(length.saturating_sub(offset)).unwrap_or(u32::MAX);
+        let size = size.min(left);
+        if size == 0 {
+            return Ok(Box::pin(async { Ok(Bytes::new()) }));
+        }
+        let _runtime = self.runtime.enter();
+        let reading = file.read(offset, size);
+        Ok(Box::pin(async move { whole_answer(reading.await?, size) }))
+    }
+
+    fn reopen(&self, number: u64, handle: u64) -> Result<(Arc<dyn OpenFile>, u64), Missing> {
+        let shown = self.shown(number)?;
+        let (file, length) = (self.open(&shown.object)?, shown.attributes.size);
+        let open = Open { shown, file: Arc::clone(&file), backing: None };
+        self.opens.lock().adopt(number, handle, open);
+        Ok((file, length))
+    }
+
+    /// An extended attribute of a file; `None` if it has none of that name.
+    pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>, Missing> {
+        let found = self.xattrs(number)?;
+        Ok(found.into_iter().find(|(known, _)| known.as_bytes() == name).map(|(_, value)| value))
+    }
+
+    /// The names and values of what tells an object version; a directory has none.
+    pub(super) fn xattrs(&self, number: u64) -> Result<Vec<(&'static str, Vec<u8>)>, Missing> {
+        let is_directory = |table: &Table| table.find(number).map(|id| table.is_directory(id));
+        if is_directory(&self.table()) == Some(true) {
+            return Ok(Vec::new());
+        }
+        let Shown { object, .. } = self.shown(number)?;
+        let version_id = object.version_id.as_deref().map(str::as_bytes);
+        let all = [
+            ("user.s3view.etag", Some(object.version.etag.as_str().as_bytes())),
+            ("user.s3view.key", Some(object.version.key.as_str().as_bytes())),
+            ("user.s3view.version-id", version_id),
+        ];
+        Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?.to_vec()))).collect())
+    }
+}
+
+/// A short answer would be filled up with zeros by the kernel: never pass one on.
+fn whole_answer(bytes: Bytes, size: u32) -> Result<Bytes, Refusal> {
+    if u32::try_from(bytes.len()) == Ok(size) {
+        return Ok(bytes);
+    }
+    let text = format!("{} bytes were read where there must be {size}", bytes.len());
+    Err(Refusal::new(FailureKind::Internal, text))
+}
