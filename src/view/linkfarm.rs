@@ -174,11 +174,9 @@ impl LinkFarm {
 
     /// How the files of a volume directory stand; `None` if there are none yet.
     pub fn layout_of(directory: &Path) -> Option<Layout> {
-        let root = Self::root(directory);
-        if root.join(swap::DATA).is_symlink() {
-            return Some(Layout::Symlinks);
-        }
-        root.exists().then_some(Layout::Files)
+        let root = find_root(directory).ok().flatten()?;
+        let is_linked = root.target(swap::DATA).is_ok_and(|target| target.is_some());
+        Some(if is_linked { Layout::Symlinks } else { Layout::Files })
     }
 
     /// How many names a listing needs, shown first or as a replacement: what a tmpfs counts as
@@ -197,8 +195,10 @@ impl LinkFarm {
     /// # Blocking
     /// One link for each file, four calls for each directory.
     pub fn create(&self, listing: &Listing, leases: &Leases) -> Result<(), ViewError> {
-        self.remove()?;
-        make_all_private(&self.directory)?;
+        if !make_new(&self.directory)? {
+            self.remove()?;
+            make_new(&self.directory)?;
+        }
         let root = open(&self.directory)?.make_private(ROOT)?;
         let link = swap::keeping(None, |_| false, leases);
         match self.layout {
@@ -333,25 +333,31 @@ fn is_bound(directory: &Path, revision: &str) -> Result<bool, ViewError> {
     Ok(mounts.iter().any(|mount| mount.shows(&place)))
 }
 
-/// Removes a volume's directory with everything in it; a missing one is fine.
+/// Removes a volume's directory with everything in it, below open directories; a missing one is fine.
 ///
 /// # Errors
 /// What the file system answers.
 pub fn remove_all(directory: &Path) -> Result<(), ViewError> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", directory, error))
-        }
+    let name = directory.file_name().and_then(|name| name.to_str());
+    let volumes = directory.parent().map(Directory::open).transpose()?.flatten();
+    match (volumes, name) {
+        (Some(volumes), Some(name)) => volumes.remove(name),
         _ => Ok(()),
     }
 }
 
-fn make_all_private(directory: &Path) -> Result<(), ViewError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|error| io_error("create", directory, error))
+/// Makes a volume's directory, with those above it; false if it is there.
+fn make_new(directory: &Path) -> Result<bool, ViewError> {
+    let mut private = std::fs::DirBuilder::new();
+    private.mode(0o700);
+    let made = match private.create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            private.recursive(true).create(directory)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        made => made,
+    };
+    made.map(|()| true).map_err(|error| io_error("create", directory, error))
 }
 
 /// Opens a volume's directory, which must be there.

@@ -468,6 +468,28 @@ fn a_symlink_in_the_way_is_not_followed() {
 }
 
 #[test]
+fn a_symlink_in_a_volumes_place_is_removed_and_not_followed() {
+    for layout in LAYOUTS {
+        let fixture = Fixture::new(layout);
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("root")).unwrap();
+        fs::write(outside.path().join("precious"), "").unwrap();
+        for _ in 0..2 {
+            fixture.farm.remove().unwrap();
+            fs::create_dir_all(fixture.farm.directory.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(outside.path(), &fixture.farm.directory).unwrap();
+            assert_eq!(LinkFarm::layout_of(&fixture.farm.directory), None);
+        }
+        // What stands there is no volume of ours, whatever it leads to.
+        fixture.create(OLD);
+        assert!(!fixture.farm.directory.is_symlink());
+        fixture.farm.remove().unwrap();
+        assert!(!fixture.farm.directory.exists());
+        assert_eq!(names(outside.path()), set(["precious", "root"]));
+    }
+}
+
+#[test]
 fn no_name_leads_out_of_a_directory() {
     let top = tempfile::tempdir().unwrap();
     fs::create_dir_all(top.path().join("in/a/b")).unwrap();
