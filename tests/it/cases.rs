@@ -3,7 +3,7 @@
 use futures::future::BoxFuture;
 
 use crate::{
-    faults,
+    clock, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
     rotation, secrecy, sharing,
@@ -321,6 +321,9 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
         }
         tenants {
             the_documented_policies_suffice,
+        }
+        clock {
+            a_clock_that_jumps_hurts_nothing,
         }
         mutual {
             the_endpoint_as_token_service_is_shown_the_pair,

@@ -16,6 +16,7 @@
 mod support;
 
 mod cases;
+mod clock;
 mod faults;
 mod fixture;
 mod identity;
