@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use nix::unistd::{getegid, geteuid};
 use sha2::{Digest, Sha256};
 
 use crate::object::ObjectVersion;
@@ -48,9 +49,11 @@ pub(super) struct BlobName {
 }
 
 impl Variant {
-    /// That of content which no volume links: only the plugin reads it, or the kernel for it.
-    pub const fn shown_by_none(sharers: Option<Sharers>) -> Self {
-        Self { uid: 0, gid: 0, mode: 0o444, sharers }
+    /// That of content which no volume links: only the plugin, whose own it is, reads it, or the
+    /// kernel for it.
+    pub fn shown_by_none(sharers: Option<Sharers>) -> Self {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        Self { uid, gid, mode: 0o444, sharers }
     }
 }
 

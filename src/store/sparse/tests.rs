@@ -18,7 +18,6 @@ use crate::{
 };
 
 const BLOCK: u64 = PAGE;
-const PLAIN: Variant = Variant::shown_by_none(None);
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -166,7 +165,7 @@ fn a_whole_file_becomes_a_blob_for_its_readers() {
     let whole = content(0..BLOCK).into_iter().chain(content(BLOCK..size)).collect::<Vec<_>>();
     assert_eq!(crc, crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &whole));
     let content = Sparse::content(crc, SystemTime::UNIX_EPOCH);
-    let lease = sparse.complete(principal("b"), PLAIN, content).unwrap();
+    let lease = sparse.complete(principal("b"), Variant::shown_by_none(None), content).unwrap();
     assert!(fixture.files("parts").is_empty());
     assert_eq!(fixture.files("blobs").len(), 1);
     assert_eq!(std::fs::read(&fixture.files("blobs")[0]).unwrap(), whole);
