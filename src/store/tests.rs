@@ -6,13 +6,15 @@ use std::{
 
 use bytes::Bytes;
 use nix::unistd::geteuid;
-use test_case::test_case;
 
 use super::*;
 use crate::{
     failure::FailureKind,
     object::{Bucket, ETag, EndpointId, Key},
 };
+
+mod earlier;
+mod sharing;
 
 /// Owned by who runs the tests: only root can give files away.
 fn for_all() -> Variant {
@@ -68,11 +70,11 @@ impl Fixture {
     }
 }
 
-fn principal(name: &str) -> Principal {
+pub(super) fn principal(name: &str) -> Principal {
     Principal::credential(&EndpointId::new("http://s3", None), name, "secret", None)
 }
 
-fn version(key: &str, size: u64) -> ObjectVersion {
+pub(super) fn version(key: &str, size: u64) -> ObjectVersion {
     ObjectVersion {
         endpoint: EndpointId::new("http://s3", None),
         bucket: Bucket::parse("bucket").unwrap(),
@@ -157,114 +159,6 @@ fn each_owner_and_mode_is_a_variant_of_its_own() {
     assert_eq!(fixture.blobs().len(), 2);
     fixture.link(&lease, for_owner(), "again");
     assert_eq!(fixture.blobs().len(), 2);
-}
-
-fn shared_by(namespace: &str) -> Variant {
-    Variant { sharers: Some(Sharers::of_namespace(namespace)), ..for_all() }
-}
-
-/// Puts content into a new store for one namespace, which links it.
-fn put_for(fixture: &Fixture, store: &Store, content: &'static [u8], variant: Variant) -> PathBuf {
-    let version = version("k", content.len() as u64);
-    let wanted = vec![Wanted { id: BlobId::of(&version), variant, size: version.size }];
-    let reservation = Arc::new(store.reserve(wanted, 1).unwrap());
-    let fill = store.fill(&version, reservation).unwrap();
-    fill.write_at(0, &[Bytes::from_static(content)]).unwrap();
-    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, content);
-    let content = Content { crc, modified: SystemTime::UNIX_EPOCH };
-    let lease = fill.commit(principal("a"), variant, content).unwrap();
-    fixture.link(&lease, variant, "first")
-}
-
-fn inode(path: &Path) -> u64 {
-    std::fs::metadata(path).unwrap().ino()
-}
-
-#[test]
-fn those_who_do_not_share_have_files_of_their_own() {
-    let (fixture, content) = (Fixture::new(), b"content");
-    let [a, b] = ["a", "b"].map(shared_by);
-    let (first, second, all);
-    {
-        let store = fixture.open(3);
-        first = put_for(&fixture, &store, content, a);
-        let lease = store.lookup(principal("a"), &version("k", 7)).unwrap();
-        second = fixture.link(&lease, b, "second");
-        assert_eq!(inode(&fixture.link(&lease, a, "again")), inode(&first));
-        assert_eq!(inode(&fixture.link(&lease, b, "and again")), inode(&second));
-        all = fixture.link(&lease, for_all(), "all");
-        assert_eq!(store.0.index.lock().used(), 3 * PAGE, "each counts");
-        let copied = std::fs::metadata(&second).unwrap();
-        assert_eq!(copied.modified().unwrap(), SystemTime::UNIX_EPOCH);
-    }
-    let files = [&first, &second, &all];
-    assert_eq!(files.map(|path| inode(path)).iter().collect::<BTreeSet<_>>().len(), 3);
-    assert!(files.iter().all(|path| std::fs::read(path).unwrap() == content));
-    // Another process finds them by their names.
-    let store = fixture.open(3);
-    let id = BlobId::of(&version("k", 7));
-    let found = [a, b, for_all()].map(|variant| store.inode(&id, variant).unwrap());
-    assert_eq!(found, files.map(|path| inode(path)));
-    assert!(!store.holds(&version("k", 7), shared_by("c")));
-    // What nobody links any more makes room; what somebody links does not.
-    for name in ["second", "and again", "all"] {
-        std::fs::remove_file(fixture.directory.path().join("v1/volumes").join(name)).unwrap();
-    }
-    drop(store.reserve(need(2 * PAGE), 1).unwrap());
-    assert_eq!([a, b, for_all()].map(|it| store.inode(&id, it).is_some()), [true, false, false]);
-}
-
-/// Other bytes with the same CRC-64/NVME: the generator itself, added anywhere, changes nothing.
-fn forge(content: &[u8]) -> Vec<u8> {
-    let generator: u128 = 1 | 0x9a6c_9329_ac4b_c9b5 << 1;
-    let delta = generator.to_le_bytes();
-    let forged = content.iter().zip(delta.iter().chain(&[0; 16])).map(|(a, b)| a ^ b);
-    forged.collect()
-}
-
-#[test_case(true; "who share with nobody else")]
-#[test_case(false; "all")]
-fn what_a_holder_changed_is_not_copied_for_others(has_digest: bool) {
-    let (fixture, content) = (Fixture::new(), b"a content of some length");
-    let store = fixture.open(10);
-    let variant = if has_digest { shared_by("a") } else { for_all() };
-    let first = put_for(&fixture, &store, content, variant);
-    let mut forged = forge(content);
-    let crc = |bytes: &[u8]| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
-    assert_eq!(crc(&forged), crc(content));
-    if !has_digest {
-        forged[0] ^= 1;
-    }
-    overwrite(&first, &forged);
-    let version = version("k", content.len() as u64);
-    let lease = store.lookup(principal("a"), &version).unwrap();
-    let directory = std::fs::File::open(fixture.directory.path()).unwrap();
-    let refused = lease.link(shared_by("b"), &directory, "second").unwrap_err();
-    assert_eq!(refused.kind(), FailureKind::Stale, "it is fetched anew");
-    drop(lease);
-    assert!(store.lookup(principal("a"), &version).is_none());
-    assert!(!store.has(&version));
-    assert_eq!(std::fs::read(&first).unwrap(), forged, "who links it keeps it");
-    std::fs::remove_file(&first).unwrap();
-    assert_eq!(std::fs::read(put_for(&fixture, &store, content, variant)).unwrap(), content);
-}
-
-#[test]
-fn one_object_version_has_one_content_for_all_sharers() {
-    let (fixture, content) = (Fixture::new(), b"a content of some length");
-    let version = version("k", content.len() as u64);
-    {
-        let store = fixture.open(10);
-        put_for(&fixture, &store, content, shared_by("a"));
-        let lease = store.lookup(principal("a"), &version).unwrap();
-        fixture.link(&lease, shared_by("b"), "second");
-    }
-    let name = fixture.blobs()[0].file_name().unwrap().to_str().unwrap().to_owned();
-    let (rest, digest) = name.rsplit_once('-').unwrap();
-    let other = format!("{rest}-{}", digest.chars().rev().collect::<String>());
-    std::fs::rename(&fixture.blobs()[0], fixture.blobs()[0].with_file_name(other)).unwrap();
-    assert!(!fixture.open(10).has(&version), "nothing tells which is right");
-    assert!(fixture.blobs().is_empty());
 }
 
 #[test]
@@ -363,230 +257,6 @@ fn system_errors_have_a_kind() {
 }
 
 #[test]
-fn after_a_restart_old_blobs_count_but_are_given_to_nobody_unvouched() {
-    let fixture = Fixture::new();
-    drop(put(&fixture.open(4), "k", b"content", "a"));
-    std::fs::write(fixture.directory.path().join("v1/tmp/half"), "half").unwrap();
-    std::fs::write(fixture.directory.path().join("v1/blobs/stranger"), "").unwrap();
-    for medium in [Medium::Disk, Medium::Memory] {
-        let store = fixture.open_as(medium, 4);
-        assert_eq!(fixture.temporary_files(), 0);
-        assert!(store.lookup(principal("a"), &version("k", 7)).is_none());
-        assert_eq!(store.0.index.lock().used(), PAGE);
-    }
-    // And old blobs make room like any other.
-    let store = fixture.open(1);
-    drop(put(&store, "other", b"x", "a"));
-    assert_eq!(store.0.index.lock().used(), PAGE);
-}
-
-#[test]
-fn who_is_vouched_for_gets_old_blobs() {
-    let fixture = Fixture::new();
-    drop(put(&fixture.open(4), "k", b"content", "a"));
-    for medium in [Medium::Disk, Medium::Memory] {
-        let store = fixture.open_as(medium, 4);
-        let version = version("k", 7);
-        let lease = store.vouch(principal("a"), &version).unwrap().unwrap();
-        let shown = fixture.link(&lease, for_all(), medium.as_str());
-        assert_eq!(std::fs::read(shown).unwrap(), b"content");
-        assert!(store.lookup(principal("a"), &version).is_some(), "noted");
-        assert!(store.lookup(principal("b"), &version).is_none(), "for nobody else");
-        assert!(store.vouch(principal("a"), &super::tests::version("x", 7)).unwrap().is_none());
-    }
-    assert_eq!(fixture.blobs().len(), 1, "nothing was copied");
-}
-
-#[test]
-fn what_is_vouched_for_is_not_evicted() {
-    let fixture = Fixture::new();
-    drop(put(&fixture.open(1), "k", b"content", "a"));
-    let store = fixture.open(1);
-    let lease = store.vouch(principal("a"), &version("k", 7)).unwrap();
-    assert!(store.reserve(need(PAGE), 1).is_err());
-    drop(lease);
-    assert!(store.reserve(need(PAGE), 1).is_ok());
-}
-
-#[test]
-fn a_damaged_blob_is_never_vouched_for() {
-    for damage in [&b"CONTENT"[..], b"cont", b"content and more", b""] {
-        let fixture = Fixture::new();
-        let lease = put(&fixture.open(4), "k", b"content", "a");
-        let shown = fixture.link(&lease, for_all(), "shown");
-        drop(lease);
-        overwrite(&fixture.blobs()[0], damage);
-        let store = fixture.open(4);
-        let vouch = || store.vouch(principal("a"), &version("k", 7)).unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| assert!(vouch().is_none(), "{damage:?}"));
-            }
-        });
-        assert!(fixture.blobs().is_empty(), "the name is gone");
-        assert_eq!(std::fs::read(shown).unwrap(), damage, "a volume keeps what it has");
-        assert_eq!(store.0.index.lock().used(), 0);
-        drop(put(&store, "k", b"content", "a"));
-        assert!(vouch().is_some(), "fetched again");
-    }
-}
-
-#[test]
-fn a_damaged_variant_is_made_anew_from_a_good_one() {
-    // Vouched for is the one or the other, as the directory lists them.
-    for damaged in ["-0400", "-0444"] {
-        let fixture = Fixture::new();
-        let lease = put(&fixture.open(4), "k", b"content", "a");
-        fixture.link(&lease, for_owner(), "private");
-        drop(lease);
-        let is_damaged = |path: &&PathBuf| path.to_str().unwrap().ends_with(damaged);
-        overwrite(fixture.blobs().iter().find(is_damaged).unwrap(), "CONTENT");
-        let store = fixture.open(4);
-        let lease = store.vouch(principal("a"), &version("k", 7)).unwrap().unwrap();
-        for (variant, name) in [(for_all(), "plain"), (for_owner(), "again")] {
-            let shown = fixture.link(&lease, variant, name);
-            assert_eq!(std::fs::read(shown).unwrap(), b"content", "{variant:?}");
-        }
-    }
-}
-
-#[test]
-fn a_disk_blob_is_read_through_once_in_a_boot() {
-    if !geteuid().is_root() {
-        // A file that nobody may write is marked by root alone.
-        return;
-    }
-    let fixture = Fixture::new();
-    let boot = verify::BOOT_ID.as_deref().unwrap();
-    drop(put(&fixture.open(4), "k", b"content", "a"));
-    let blob = fixture.blobs().remove(0);
-    let mark = || {
-        let mut value = [0; 64];
-        let length = rustix::fs::getxattr(&blob, verify::MARK, &mut value);
-        length.ok().map(|length| String::from_utf8(value[..length].to_vec()).unwrap())
-    };
-    let is_given = || {
-        let lease = fixture.open(4).vouch(principal("a"), &version("k", 7)).unwrap();
-        lease.is_some()
-    };
-    assert_eq!(mark(), None, "a new blob costs no call more");
-    drop(fixture.open(4));
-    assert_eq!(mark(), None, "nor does a start");
-    assert!(is_given());
-    assert_eq!(mark().as_deref(), Some(boot));
-    // Only damage that nobody looks for shows that nobody looks.
-    overwrite(&blob, "CONTENT");
-    assert!(is_given(), "read again in the same boot");
-    overwrite(&blob, "cont");
-    let length_tells = !is_given();
-    assert!(length_tells, "the length is compared at any time");
-}
-
-#[test]
-fn a_mark_of_another_boot_counts_for_nothing() {
-    if !geteuid().is_root() {
-        // A file that nobody may write is marked by root alone.
-        return;
-    }
-    let fixture = Fixture::new();
-    drop(put(&fixture.open(4), "k", b"content", "a"));
-    let blob = fixture.blobs().remove(0);
-    overwrite(&blob, "CONTENT");
-    for mark in ["11111111-2222-3333-4444-555555555555", ""] {
-        let flags = rustix::fs::XattrFlags::empty();
-        rustix::fs::setxattr(&blob, verify::MARK, mark.as_bytes(), flags).unwrap();
-    }
-    assert!(fixture.open(4).vouch(principal("a"), &version("k", 7)).unwrap().is_none());
-    assert!(!blob.exists());
-}
-
-#[test]
-fn a_tmpfs_is_not_read_again() {
-    let fixture = Fixture::new();
-    drop(put(&fixture.open_as(Medium::Memory, 4), "k", b"content", "a"));
-    // Only damage that nobody looks for shows that nobody looks.
-    overwrite(&fixture.blobs()[0], "CONTENT");
-    let store = fixture.open_as(Medium::Memory, 4);
-    assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_some());
-}
-
-#[test]
-fn a_start_looks_at_names_only() {
-    let fixture = Fixture::new();
-    drop(fixture.open(4));
-    let count = 20_000;
-    let blobs = fixture.directory.path().join("v1/blobs");
-    for number in 0..count {
-        let (id, size) = (BlobId::of(&version(&number.to_string(), 1)), 1);
-        let name = BlobName { id, size, crc: 0, variant: for_all(), digest: None };
-        // A link to nowhere has a name and an inode, and can be neither opened nor inspected.
-        std::os::unix::fs::symlink("/no/such/file", blobs.join(name.to_string())).unwrap();
-    }
-    let store = fixture.open(4);
-    assert_eq!(store.0.index.lock().used(), count * PAGE);
-}
-
-#[test]
-fn files_that_contradict_each_other_go() {
-    for medium in [Medium::Disk, Medium::Memory] {
-        let fixture = Fixture::new();
-        let lease = put(&fixture.open(9), "k", b"content", "a");
-        fixture.link(&lease, for_owner(), "private");
-        drop(lease);
-        drop(put(&fixture.open(9), "other", b"x", "a"));
-        let id = BlobId::of(&version("k", 7));
-        let other = BlobName { id, size: 7, crc: 1, variant: for_all(), digest: None };
-        let blobs = fixture.directory.path().join("v1/blobs");
-        std::fs::write(blobs.join(other.to_string()), "CONTENT").unwrap();
-        let store = fixture.open_as(medium, 9);
-        assert_eq!(fixture.blobs().len(), 1);
-        assert_eq!(store.0.index.lock().used(), PAGE);
-        assert!(store.vouch(principal("a"), &version("k", 7)).unwrap().is_none());
-        drop(put(&store, "k", b"content", "a"));
-    }
-}
-
-/// Restarts, evictions, damage and everything else at once: a lease shows the right bytes or fails.
-#[test]
-fn whoever_races_shows_the_right_bytes_or_none() {
-    const KEYS: [(&str, &[u8]); 5] =
-        [("a", b"content a"), ("b", b"content b"), ("c", b"content c"), ("d", b"d"), ("e", b"e")];
-    let fixture = Fixture::new();
-    for round in 0..20 {
-        let store = fixture.open(4);
-        if let Some(blob) = fixture.blobs().first() {
-            overwrite(blob, "CONTENT X");
-        }
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let (fixture, store) = (&fixture, &store);
-                scope.spawn(move || {
-                    for turn in 0..20 {
-                        let (key, content) = KEYS[(round + thread * 3 + turn * turn) % KEYS.len()];
-                        let version = version(key, content.len() as u64);
-                        let vouched = store.vouch(principal("a"), &version).unwrap();
-                        let lease = vouched.map_or_else(|| try_put(store, key, content, "a"), Ok);
-                        let Ok(lease) = lease else { continue };
-                        let variant = [for_all(), for_owner()][turn % 2];
-                        let name = format!("{thread}");
-                        let volumes = fixture.directory.path().join("v1/volumes");
-                        let directory = std::fs::File::open(&volumes).unwrap();
-                        if lease.link(variant, &directory, &name).is_ok() {
-                            assert_eq!(std::fs::read(volumes.join(&name)).unwrap(), content);
-                            std::fs::remove_file(volumes.join(&name)).unwrap();
-                        }
-                    }
-                });
-            }
-        });
-        let used = store.0.index.lock().used();
-        assert_eq!(used, fixture.blobs().len() as u64 * PAGE, "the count is the truth");
-        assert!(store.reserve(need(4 * PAGE), 1).is_ok(), "nothing stays pinned or promised");
-        drop(put(&store, "a", KEYS[0].1, "a"));
-    }
-}
-
-#[test]
 fn the_inode_of_a_blob_is_that_of_its_paths() {
     let fixture = Fixture::new();
     let id = BlobId::of(&version("k", 7));
@@ -623,37 +293,6 @@ fn a_lease_on_what_is_gone_keeps_nobody_from_fetching() {
     drop((lease, other));
     assert!(store.reserve(need(3 * PAGE), 1).is_ok(), "nothing stays pinned");
     assert!(store.reserve(need(4 * PAGE), 1).is_err(), "but for what is shown");
-}
-
-#[test]
-fn a_full_store_serves_its_own_blobs_after_a_restart() {
-    let fixture = Fixture::new();
-    let lease = put(&fixture.open(1), "k", b"content", "a");
-    fixture.link(&lease, for_all(), "shown");
-    drop(lease);
-    let store = fixture.open(1);
-    let inode = |path: &PathBuf| std::fs::metadata(path).unwrap().ino();
-    let before = inode(&fixture.blobs()[0]);
-    drop(put(&store, "k", b"content", "a"));
-    assert_eq!(inode(&fixture.blobs()[0]), before, "compared, not written again");
-    assert!(store.lookup(principal("a"), &version("k", 7)).is_some());
-    assert_eq!(store.0.index.lock().used(), PAGE);
-}
-
-#[test]
-fn a_blob_that_rotted_is_replaced() {
-    for rot in [&b"CONTENT"[..], b"cont"] {
-        let fixture = Fixture::new();
-        drop(put(&fixture.open(4), "k", b"content", "a"));
-        overwrite(&fixture.blobs()[0], rot);
-        let store = fixture.open(4);
-        let error = try_put(&store, "k", b"content", "a").unwrap_err();
-        assert_eq!(error.kind(), FailureKind::Corrupt);
-        assert!(fixture.blobs().is_empty(), "the bad file is gone");
-        let lease = put(&store, "k", b"content", "a");
-        let shown = fixture.link(&lease, for_all(), "shown");
-        assert_eq!(std::fs::read(shown).unwrap(), b"content");
-    }
 }
 
 #[test]

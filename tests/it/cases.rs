@@ -3,7 +3,7 @@
 use futures::future::BoxFuture;
 
 use crate::{
-    clock, faults,
+    clock, driver, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
     rotation, secrecy, sharing,
@@ -288,14 +288,16 @@ pub(crate) fn all() -> Vec<Case> {
             a_role_is_asked_for,
             aws_needs_a_role,
             a_token_goes_where_the_policy_says,
+            nobody_reads_a_public_bucket,
+            tokens_appear_nowhere,
+        }
+        driver {
             the_driver_reads_what_the_policy_grants,
             a_forged_namespace_grants_nothing,
             a_withdrawn_grant_keeps_the_revision,
             a_driver_without_credentials_says_so,
             the_drivers_credentials_are_found_and_renewed,
             the_drivers_web_identity_is_exchanged,
-            nobody_reads_a_public_bucket,
-            tokens_appear_nowhere,
         }
         mutual {
             a_gateway_that_refuses_in_http_is_understood,

@@ -1,5 +1,7 @@
 //! The keeper, as a real process: what it holds outlives whoever put it, and nothing else does.
 
+mod process;
+
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Write, pipe},
@@ -8,7 +10,7 @@ use std::{
         unix::fs::{MetadataExt, PermissionsExt},
     },
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,6 +30,7 @@ use s3view::keeper::{
     Client, ClientError, Custodian, EntryName, Link, MAX_ENTRIES, Refusal, State,
 };
 
+use self::process::{Keeper, PATIENCE};
 use crate::fixture::PROGRAM;
 
 macro_rules! trials {
@@ -65,74 +68,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         })
         .collect()
-}
-
-/// A running keeper with a directory of its own; killed when dropped.
-struct Keeper {
-    directory: tempfile::TempDir,
-    child: Child,
-}
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-impl Keeper {
-    fn start(arguments: &[&str]) -> Self {
-        let directory = tempfile::Builder::new().prefix("s3view-keeper-").tempdir().unwrap();
-        let child = Self::spawn(&directory, arguments);
-        let keeper = Self { directory, child };
-        drop(keeper.connect());
-        keeper
-    }
-
-    fn spawn(directory: &tempfile::TempDir, arguments: &[&str]) -> Child {
-        let log = File::options().create(true).append(true).open(directory.path().join("log"));
-        Command::new(PROGRAM)
-            .args(["keeper", "--log-level=debug", "--socket"])
-            .arg(directory.path().join("run/keeper.sock"))
-            .args(arguments)
-            // What a plugin's container has set must not matter.
-            .env("CSI_ENDPOINT", "unix:///nowhere")
-            .stdin(Stdio::null())
-            .stderr(log.unwrap())
-            .spawn()
-            .unwrap()
-    }
-
-    fn restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = Self::spawn(&self.directory, &[]);
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("run/keeper.sock")
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(&self.socket(), PATIENCE)
-            .unwrap_or_else(|e| panic!("{e:?}: {}", self.log()))
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap()
-    }
-
-    fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
-    fn memory_kib(&self, figure: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(figure)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
 fn name(number: usize) -> EntryName {

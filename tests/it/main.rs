@@ -17,6 +17,7 @@ mod support;
 
 mod cases;
 mod clock;
+mod driver;
 mod faults;
 mod fixture;
 mod identity;
