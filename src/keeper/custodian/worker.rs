@@ -29,17 +29,16 @@ const RETRY: Duration = Duration::from_secs(10);
 pub(super) fn run(shared: &Shared) {
     let mut pause = FIRST_PAUSE;
     while !shared.table.lock().stops() {
-        let error = match Client::connect(&shared.socket, Duration::ZERO) {
-            Ok(client) => {
-                pause = FIRST_PAUSE;
-                match serve(shared, client) {
-                    Ok(()) => return,
-                    Err(error) => error,
-                }
-            }
-            Err(error) => error,
-        };
+        let began = Instant::now();
+        let served = Client::connect(&shared.socket, Duration::ZERO)
+            .and_then(|client| serve(shared, client));
+        let Err(error) = served else { return };
         away(shared, &error);
+        // A connection that stood for a while was a good one, unlike one that ends at its first
+        // request.
+        if began.elapsed() > LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
         let end = Instant::now() + pause;
         pause = (2 * pause).min(LONGEST_PAUSE);
         let mut table = shared.table.lock();
@@ -70,7 +69,9 @@ fn holds_nothing(error: &ClientError) -> bool {
             matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
         }
         ClientError::Versions { .. } | ClientError::Foreign(_) => true,
-        ClientError::Refused { refusal, .. } => *refusal != Refusal::Busy,
+        ClientError::Refused { refusal, .. } => {
+            matches!(refusal, Refusal::Denied | Refusal::Version)
+        }
         ClientError::Malformed(_) | ClientError::State(_) | ClientError::Lost(_) => false,
     }
 }
@@ -105,6 +106,8 @@ fn take_over(shared: &Shared, client: &mut Client) -> Result<(), ClientError> {
             Err(error) if error.ends_connection() => return Err(error),
             Err(error) => {
                 tracing::warn!(name = %name, error = full_message(&error), "failed to take over");
+                // Taken by us, it would never be given up, and its readers would wait for ever.
+                shared.table.lock().release(name);
             }
         }
     }
@@ -153,5 +156,23 @@ fn idle(shared: &Shared, client: &Client) -> Result<(), ClientError> {
     match rustix::io::read(&shared.wake, &mut [0; 8]) {
         Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
         Err(error) => Err(ClientError::Lost(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case(Refusal::Busy, false; "another plugin may hold what we want")]
+    #[test_case(Refusal::Malformed, false; "a frame was damaged")]
+    #[test_case(Refusal::Other(99), false; "a newer keeper has a reason of its own")]
+    #[test_case(Refusal::Full, false)]
+    #[test_case(Refusal::Denied, true)]
+    #[test_case(Refusal::Version, true)]
+    fn a_keeper_that_refuses_may_hold_something_all_the_same(refusal: Refusal, nothing: bool) {
+        let error = ClientError::Refused { refusal, text: String::new() };
+        assert_eq!(holds_nothing(&error), nothing);
     }
 }

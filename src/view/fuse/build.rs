@@ -117,7 +117,6 @@ impl<'a> Builder<'a> {
         places[0].before = previous.map(|_| TOP);
         let rows = listing.entries().len() + places.len();
         let table = Table {
-            revision: previous.map_or(1, |previous| previous.revision + 1),
             next: previous.map_or(ROOT + 1, |previous| previous.next),
             ownership,
             rows: vec![UNFILLED; rows],
@@ -196,10 +195,8 @@ impl<'a> Builder<'a> {
             count: count(next - first),
             directories: count(directories),
         };
-        let same = self.previous.zip(before).filter(|(previous, id)| {
-            let old = &previous.rows[previous.children(*id)];
-            old.iter().map(|row| row.number).eq(children.iter().map(|row| row.number))
-        });
+        let same = self.previous.zip(before);
+        let same = same.filter(|(previous, id)| previous.has_children(*id, children));
         let modified = same.map_or(now, |(previous, id)| previous.row(id).modified);
         let row = &mut self.table.rows[row.index()];
         (row.modified, row.body) = (modified, body);

@@ -1,6 +1,6 @@
 //! What the kernel must forget when one table follows another.
 
-use super::table::{Body, Id, Row, Table};
+use super::table::{Body, Id, Table};
 
 /// What the kernel may know from a table and must not go on believing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,9 +21,8 @@ impl Table {
         for (index, row) in self.rows.iter().enumerate() {
             let Body::Directory { .. } = row.body else { continue };
             let Some(now) = new.find(row.number) else { continue };
-            let (old_rows, new_rows) = (self.children(Id::from_index(index)), new.children(now));
-            let numbers = |rows: &[Row]| rows.iter().map(|row| row.number).collect::<Vec<_>>();
-            if numbers(&self.rows[old_rows.clone()]) == numbers(&new.rows[new_rows]) {
+            let old_rows = self.children(Id::from_index(index));
+            if new.has_children(now, &self.rows[old_rows.clone()]) {
                 continue;
             }
             outdated.directories.push(row.number);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! "s3vn" 1   version
-//! varint     revision, next number, count of rows
+//! varint     next number, count of rows
 //! 16 bytes   digest of the rows' names and versions: numbers of another listing are refused
 //! varints    each row's number, as the difference to the one before
 //! varints    each directory's time: seconds and nanoseconds
@@ -42,7 +42,7 @@ impl Table {
     /// The numbers as bytes: 2 to 4 for each file, as a rule.
     pub(super) fn numbers(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        for value in [self.revision, self.next, self.rows.len() as u64] {
+        for value in [self.next, self.rows.len() as u64] {
             put(&mut out, value);
         }
         out.extend_from_slice(&self.shape());
@@ -75,13 +75,13 @@ impl Table {
         numbers: &[u8],
     ) -> Result<Self, BadNumbers> {
         let mut input = Input(checked(numbers)?);
-        let (revision, next, count) = (input.take()?, input.take()?, input.take()?);
+        let (next, count) = (input.take()?, input.take()?);
         let shape = input.bytes(SHAPE)?;
         let mut table = Self::new(listing, ownership, SystemTime::UNIX_EPOCH);
         if count != table.rows.len() as u64 || shape != table.shape() {
             return Err(BadNumbers::Other);
         }
-        (table.revision, table.next) = (revision, next);
+        table.next = next;
         let mut last = 0_u64;
         for row in &mut table.rows {
             last = last.wrapping_add(input.take_signed()?.cast_unsigned());

@@ -115,9 +115,12 @@ impl<B> Opens<B> {
     /// As [`Opens::add`], for a handle that another process gave out.
     pub(super) fn adopt(&mut self, number: u64, handle: u64, open: Open<B>) {
         let Open { shown, file, backing } = open;
+        // Two reads of one handle may both have opened it again: it counts once.
+        if self.handles.insert(handle, file).is_some() {
+            return;
+        }
         let closed = OpenInode { shown, handles: 0, backing };
         self.inodes.entry(number).or_insert(closed).handles += 1;
-        self.handles.insert(handle, file);
     }
 
     pub(super) fn file(&self, handle: u64) -> Option<Arc<dyn OpenFile>> {

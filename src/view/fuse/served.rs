@@ -20,6 +20,9 @@ use super::{
 };
 use crate::{failure::FailureKind, listing::Listing, object::Object, task::Tasks};
 
+/// What the names of all our extended attributes begin with.
+const XATTRS: &[u8] = b"user.s3view.";
+
 /// How long the former table is kept: as long as a revision of a link farm.
 const FORMER: Duration = Duration::from_secs(10);
 
@@ -197,6 +200,10 @@ impl Served {
 
     /// An extended attribute of a file; `None` if it has none of that name.
     pub(super) fn xattr(&self, number: u64, name: &[u8]) -> Result<Option<Vec<u8>>, Missing> {
+        // `ls -l` asks for attributes of others, for every file.
+        if !name.starts_with(XATTRS) {
+            return Ok(None);
+        }
         let found = self.xattrs(number)?;
         Ok(found.into_iter().find(|(known, _)| known.as_bytes() == name).map(|(_, value)| value))
     }

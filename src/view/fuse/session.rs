@@ -23,6 +23,7 @@ use crate::{
     failure::full_message,
     listing::Listing,
     mount::{FuseConnection, FuseDevice, Target},
+    task::blocking,
     volume::Ownership,
 };
 
@@ -226,11 +227,11 @@ impl FuseMount {
     /// The session ends by itself when nothing is open any more.
     pub async fn close(self, grace: Duration) -> bool {
         let Self { served, connection, mut ended, thread, device, notifier, swapping: _ } = self;
-        if timeout(grace, ended.wait_for(|ended| *ended)).await.is_err() {
-            served.tasks.token().cancel();
-            abort(connection);
-        }
+        let is_overdue = timeout(grace, ended.wait_for(|ended| *ended)).await.is_err();
         served.tasks.token().cancel();
+        if is_overdue {
+            blocking(move || abort(connection)).await;
+        }
         let has_ended = timeout(AFTER_ABORT, ended.wait_for(|ended| *ended)).await.is_ok();
         drop((device, notifier));
         if has_ended {

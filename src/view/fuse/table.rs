@@ -56,8 +56,6 @@ pub(super) struct Attributes {
 /// All files and directories of one listing, with their inode numbers.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Counts the tables of a volume.
-    pub(super) revision: u64,
     /// Numbers from here on were never given out.
     pub(super) next: u64,
     pub(super) ownership: Ownership,
@@ -156,6 +154,12 @@ impl Table {
         let rows = &self.rows[children.clone()];
         let found = rows.binary_search_by(|row| self.name_of(row).cmp(name)).ok()?;
         Some(Id::from_index(children.start + found))
+    }
+
+    /// Whether a directory's children have the numbers of these, in the same order.
+    pub(super) fn has_children(&self, directory: Id, rows: &[Row]) -> bool {
+        let own = self.rows[self.children(directory)].iter();
+        own.map(|row| row.number).eq(rows.iter().map(|row| row.number))
     }
 
     /// The rows of a directory's children, sorted by name as bytes; none for a file.

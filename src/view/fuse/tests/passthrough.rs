@@ -1,14 +1,19 @@
 //! Files that the kernel reads by itself.
 
-use std::{fs::File, io::Read, os::unix::fs::FileExt};
+use std::{fs::File, io::Read, os::unix::fs::FileExt, sync::Arc};
 
 use test_case::test_case;
 
 use super::{
-    super::opens::{Answer, Standing, Whole, answer},
+    super::{
+        opens::{Answer, Open, Opens, Shown, Standing, Whole, answer},
+        table::{TOP, Table},
+    },
+    OWNERSHIP, at, listing,
+    memory::Memory,
     mounted::{Mounted, OPTIONS, file, mounted},
 };
-use crate::view::fuse::FuseOptions;
+use crate::view::fuse::{Content, FuseOptions};
 
 #[test_case(Standing::Closed, Whole::Usable => Answer::Register)]
 #[test_case(Standing::Closed, Whole::No => Answer::Cached)]
@@ -18,6 +23,25 @@ use crate::view::fuse::FuseOptions;
 #[test_case(Standing::Passthrough, Whole::No => Answer::Same; "evicted meanwhile")]
 fn an_inode_is_open_in_one_mode_at_a_time(standing: Standing, whole: Whole) -> Answer {
     answer(standing, whole)
+}
+
+#[test]
+fn a_handle_that_is_opened_again_twice_counts_once() {
+    let table = Table::new(&listing(&[("file", "1", 7)]), OWNERSHIP, at(1));
+    let id = table.lookup(TOP, b"file").unwrap();
+    let object = Arc::new(table.object(id).unwrap());
+    let memory = Memory::new(false);
+    memory.put("1", "content");
+    let mut opens = Opens::<()>::new();
+    for _ in 0..2 {
+        let file = memory.open(&object).unwrap();
+        let shown = Shown { object: Arc::clone(&object), attributes: table.attributes(id) };
+        opens.adopt(7, 1, Open { shown, file, backing: None });
+    }
+    assert_eq!(opens.standing(7), Standing::Cached);
+    drop(opens.remove(7, 1));
+    assert_eq!(opens.standing(7), Standing::Closed);
+    assert_eq!(memory.open_files(), 0);
 }
 
 const PASSTHROUGH: FuseOptions = FuseOptions { passthrough: true, ..OPTIONS };
