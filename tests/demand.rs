@@ -20,7 +20,7 @@ use s3view::{
     fetch::{FetchError, Fetcher, Opening, Reading},
     object::{Bucket, Key, Object},
     source::s3::{Identity, S3Access, S3Clients, S3Source},
-    store::{Medium, Store},
+    store::{Medium, Sharers, Store},
     telemetry::metrics::Metrics,
     units::ByteSize,
     volume::{AccessKeys, EndpointChoice},
@@ -302,6 +302,27 @@ async fn what_is_cached_is_for_those_whom_s3_lets_read_it() {
     fixture.server.rights().restrict("denied");
     let denied = fixture.open_as(&process, &object, "denied", wait).await;
     assert_eq!(denied.unwrap_err().kind(), FailureKind::Denied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_some_is_not_given_to_those_who_do_not_share() {
+    let (fixture, content) = (Fixture::new(), content(3 * PART + 1));
+    let object = fixture.put("large", &content).await;
+    let process = fixture.start();
+    let open = |namespace| {
+        let (source, store) = (fixture.source("minio"), process.store.clone());
+        let sharers = Some(Sharers::of_namespace(namespace));
+        let wait = Duration::from_secs(30);
+        let opening = Opening { source, store, sharers, allowed: false, wait };
+        process.fetcher.open(opening, object.clone())
+    };
+    let (a, b) = (open("a").await.unwrap(), open("b").await.unwrap());
+    assert_eq!(read_all(&a).await.unwrap(), content);
+    assert!(same(&*whole_of(&a).await, &content));
+    assert_eq!(read_all(&b).await.unwrap(), content);
+    assert!(b.whole().is_none(), "who has links to that file may have changed it");
+    // Who opens it anew has a copy that was checked.
+    assert!(same(&*whole_of(&open("b").await.unwrap()).await, &content));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

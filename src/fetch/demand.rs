@@ -54,7 +54,8 @@ pub struct Opening {
     pub source: S3Source,
     /// Where content is kept.
     pub store: Store,
-    /// Whose volumes may link the files that hold it.
+    /// Whose volumes may link the files that hold it. Where not everybody may, a circle in which no
+    /// volume links any: readers of all namespaces read one file while it fills.
     pub sharers: Option<Sharers>,
     /// Whether the caller holds S3's word that the principal may read this very version (a volume
     /// keeps its own while it is published): then nobody is asked for it again.

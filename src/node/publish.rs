@@ -148,8 +148,10 @@ impl Node {
             () = preparation.forgotten() => {}
         }
         let _lock = self.0.volumes.lock(&key).await;
-        if self.0.volumes.end(&key, &preparation) {
-            self.0.discard_files(key).await;
+        // The state goes last: once it has, a new publish makes files of its own.
+        if self.0.volumes.is_preparing(&key, &preparation) {
+            self.0.discard_files(key.clone()).await;
+            self.0.volumes.end(&key, &preparation);
         }
     }
 

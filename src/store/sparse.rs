@@ -27,7 +27,6 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    time::SystemTime,
 };
 
 use crc_fast::{CrcAlgorithm, checksum_combine};
@@ -56,6 +55,8 @@ pub struct Sparse {
     map: File,
     boot: u32,
     bits: Mutex<Bits>,
+    /// Held by who reads blocks in doubt through.
+    proving: Mutex<()>,
 }
 
 impl Store {
@@ -112,7 +113,8 @@ impl Store {
         };
         let (data, map, boot, bits) = open().map_err(self.io("open a sparse file"))?;
         let bits = Mutex::new(bits);
-        Ok(Sparse { store: self.clone(), name, token, data, map, boot, bits })
+        let proving = Mutex::default();
+        Ok(Sparse { store: self.clone(), name, token, data, map, boot, bits, proving })
     }
 
     /// Whether some of the content of `version` may be here in a sparse file.
@@ -145,11 +147,6 @@ impl Sparse {
         self.bits.lock().is_complete()
     }
 
-    /// Whether nothing is here, not even in doubt.
-    pub fn is_empty(&self) -> bool {
-        self.bits.lock().is_empty()
-    }
-
     /// The runs of blocks that are not here and must be fetched. Blocks in doubt are not among them:
     /// see [`Sparse::has_doubts`].
     pub fn missing(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
@@ -176,6 +173,9 @@ impl Sparse {
     /// # Blocking
     /// Reads the blocks.
     pub fn settle_doubts(&self, blocks: Range<u64>) -> Result<(), StoreError> {
+        // One at a time: who looked at a bad block too late would empty the slot of the good one that
+        // came in its place. Nobody writes what is still in doubt.
+        let _proving = self.proving.lock();
         let doubtful = self.bits.lock().doubtful(blocks);
         for index in doubtful {
             let is_good = self.prove(index).map_err(self.store.io("read a sparse file"))?;
@@ -276,11 +276,6 @@ impl Sparse {
             remove_files(&self.store.0.root, &self.name);
         }
         self.store.0.show(&index);
-    }
-
-    /// What the blob's file shall say of its time.
-    pub fn content(crc: u64, modified: SystemTime) -> Content {
-        Content { crc, modified }
     }
 }
 

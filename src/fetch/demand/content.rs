@@ -28,7 +28,7 @@ use crate::{
     fetch::{BATCH, FetchError},
     object::Object,
     source::{Principal, s3::S3Source},
-    store::{Lease, Sparse, Writer},
+    store::{Lease, Sharers, Sparse, Writer},
     task::blocking,
 };
 
@@ -60,6 +60,8 @@ pub(super) struct Content {
 #[derive(Debug)]
 pub(super) struct Whole {
     pub(super) file: Arc<File>,
+    /// Who else may have a link to it.
+    pub(super) sharers: Option<Sharers>,
     pub(super) _lease: Arc<Lease>,
 }
 
@@ -142,10 +144,6 @@ impl Content {
             failed: OnceLock::new(),
             share: Mutex::default(),
         }
-    }
-
-    pub(super) fn has_all(&self, blocks: Range<u64>) -> bool {
-        self.sparse.as_ref().is_some_and(|sparse| sparse.has_all(blocks))
     }
 
     /// Reads blocks of an earlier boot through before their first use.

@@ -14,7 +14,7 @@ use crate::{
     failure::FailureKind,
     fetch::{FetchError, corrupt, parts, verify},
     source::s3::Checksum,
-    store::{Sparse, Variant},
+    store::{self, Sparse, Variant},
     task::{blocking, spawn_owned},
 };
 
@@ -45,8 +45,9 @@ async fn finish(content: Arc<Content>, opening: Opening) {
         }
         Err(error) => {
             tracing::debug!(s3.key = key, %error, "a whole object cannot be verified yet");
-            // What passes is tried again by the next read; what has changed is read as it is here.
-            let again = error.kind() == FailureKind::Unavailable;
+            // What has changed is read as it is here. All else may pass, or be another principal's to
+            // do: the next read tries again.
+            let again = error.kind() != FailureKind::Stale;
             content.finishing.store(!again, Ordering::Release);
         }
     }
@@ -83,9 +84,10 @@ fn keep(
     let etag = is_md5.then_some(&object.version.etag);
     verify::file(sparse.file(), object.version.size, crc, checksum, etag)
         .map_err(|problem| corrupt(object, &problem))?;
-    let made = Sparse::content(crc, object.last_modified);
-    let variant = Variant::shown_by_none(opening.sharers);
+    let made = store::Content { crc, modified: object.last_modified };
+    let sharers = opening.sharers;
+    let variant = Variant::shown_by_none(sharers);
     let lease = sparse.complete(opening.source.principal(), variant, made)?;
-    let file = lease.open(opening.sharers)?;
-    Ok(Whole { file: Arc::new(file), _lease: Arc::new(lease) })
+    let file = lease.open(sharers)?;
+    Ok(Whole { file: Arc::new(file), sharers, _lease: Arc::new(lease) })
 }

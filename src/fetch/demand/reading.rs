@@ -30,7 +30,7 @@ use crate::{
     fetch::{FetchError, Fetcher, Order, Progress},
     object::Object,
     source::{SourceError, s3::S3Source},
-    store::{BlobId, Lease, StoreError, Variant, Wanted, read_exact, read_resident},
+    store::{BlobId, Lease, Sparse, StoreError, Variant, Wanted, read_exact, read_resident},
     task::{blocking, spawn_owned},
 };
 
@@ -94,7 +94,9 @@ impl Reading {
     fn found_whole(&self) -> Option<&Arc<Whole>> {
         let shared = || {
             let content = self.content.get().filter(|_| self.is_proven())?;
-            content.whole.get()
+            // A file of other sharers may have been changed by them.
+            let sharers = self.opening.read().sharers;
+            content.whole.get().filter(|whole| whole.sharers == sharers)
         };
         self.whole.get().or_else(shared)
     }
@@ -126,12 +128,10 @@ impl Reading {
         if let Some(whole) = self.found_whole() {
             return read_at(whole, offset..end).await;
         }
-        if let Some(content) = self.ready(offset..end) {
+        if let Some((content, sparse)) = self.ready(offset..end) {
             self.fetch_ahead(content, offset..end);
             self.engine.0.demand.finish(content, || self.opening());
-            if let Some(sparse) = &content.sparse {
-                return read_at(sparse, offset..end).await;
-            }
+            return read_at(sparse, offset..end).await;
         }
         self.within(|| self.read_through(offset..end)).await
     }
@@ -144,11 +144,11 @@ impl Reading {
         self.proven.load(Ordering::Acquire)
     }
 
-    /// The content, if all of the range is here and may be given out.
-    fn ready(&self, range: Range<u64>) -> Option<&Arc<Content>> {
+    /// The content and its file, if all of the range is here and may be given out.
+    fn ready(&self, range: Range<u64>) -> Option<(&Arc<Content>, &Arc<Sparse>)> {
         let content = self.content.get().filter(|_| self.is_proven())?;
-        let is_ready = content.failed.get().is_none() && content.has_all(content.cut.blocks(range));
-        is_ready.then_some(content)
+        let sparse = content.sparse.as_ref().filter(|_| content.failed.get().is_none())?;
+        sparse.has_all(content.cut.blocks(range)).then_some((content, sparse))
     }
 
     /// Repeats `attempt` while S3 is unavailable, until the time is over.
@@ -195,9 +195,14 @@ impl Reading {
         }
         if let Some(lease) = lease {
             self.proven.store(true, Ordering::Release);
-            let whole = self.opened(lease.into(), &opening).await?;
-            // Nobody else can have this reading yet; a repeated attempt finds the same.
-            drop(self.whole.set(whole));
+            match self.opened(lease.into(), &opening).await {
+                // Nobody else can have this reading yet; a repeated attempt finds the same.
+                Ok(whole) => drop(self.whole.set(whole)),
+                Err(FetchError::Store(error)) if is_about_the_medium(&error) => {
+                    tracing::debug!(%error, "what is read cannot be kept");
+                }
+                Err(error) => return Err(error),
+            }
         } else if store.has_part_of(version) {
             self.prove().await?;
         }
@@ -220,11 +225,10 @@ impl Reading {
         let (id, size) = (BlobId::of(&self.object.version), self.object.version.size);
         let open = move || {
             let variant = Variant::shown_by_none(sharers);
-            let wanted = vec![Wanted { id, variant, size }];
-            let wanted = if lease.opens(sharers) { Vec::new() } else { wanted };
-            let _room = store.reserve(wanted, 0)?;
+            let wanted = || vec![Wanted { id, variant, size }];
+            let _room = (!lease.opens(sharers)).then(|| store.reserve(wanted(), 0)).transpose()?;
             let file = Arc::new(lease.open(sharers)?);
-            Ok::<_, StoreError>(Arc::new(Whole { file, _lease: lease }))
+            Ok::<_, StoreError>(Arc::new(Whole { file, sharers, _lease: lease }))
         };
         Ok(blocking(open).await?)
     }

@@ -369,8 +369,12 @@ impl S3Clients {
         let (sts, route) = self.sts(endpoint, region, role)?;
         let principal = Principal::web_identity(&endpoint.id, &sts.identity(token));
         let principal = endpoint.seen_as(principal);
-        if let Some(known) = self.exchanges.lock().get(&principal).and_then(Weak::upgrade) {
+        let known = |exchanges: &HashMap<Principal, Weak<Temporary>>| {
+            let known = exchanges.get(&principal).and_then(Weak::upgrade)?;
             known.exchange().into_iter().for_each(|exchange| exchange.offer(token));
+            Some(known)
+        };
+        if let Some(known) = known(&self.exchanges.lock()) {
             return Ok((principal, known));
         }
         let http = endpoint.http_to(&sts.url, route);
@@ -379,8 +383,7 @@ impl S3Clients {
         let new = Arc::new(Temporary::new(Origin::Exchange(exchange)));
         let mut exchanges = self.exchanges.lock();
         // Somebody may have been faster.
-        if let Some(known) = exchanges.get(&principal).and_then(Weak::upgrade) {
-            known.exchange().into_iter().for_each(|exchange| exchange.offer(token));
+        if let Some(known) = known(&exchanges) {
             return Ok((principal, known));
         }
         exchanges.retain(|_, exchange| exchange.strong_count() > 0);

@@ -105,10 +105,6 @@ impl Bits {
         self.left == 0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.present.is_empty() && self.doubtful.is_empty()
-    }
-
     pub(super) fn has_all(&self, mut range: Range<u64>) -> bool {
         self.left == 0 || range.all(|index| self.present.contains(index))
     }
@@ -162,10 +158,6 @@ impl Set {
         let was_here = self.contains(index);
         self.0.get_mut(word).into_iter().for_each(|word| *word &= !bit);
         was_here
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
     }
 }
 
@@ -224,7 +216,8 @@ mod tests {
             prop_assert_eq!(missing, of(None).collect::<Vec<_>>());
             let all = range.clone().count();
             prop_assert_eq!(bits.has_all(range.clone()), of(Some(true)).count() == all);
-            prop_assert_eq!(bits.is_empty(), model.is_empty());
+            let is_empty = blocks > 0 && bits.missing(0..blocks).first() == Some(&(0..blocks));
+            prop_assert_eq!(is_empty, blocks > 0 && model.is_empty());
             let whole = model.len() as u64 == blocks && model.values().all(|present| *present);
             prop_assert_eq!(bits.is_complete(), whole);
         }

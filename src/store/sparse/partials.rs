@@ -52,7 +52,7 @@ impl Partials {
             let (data, map) = (has(&name.to_string()), has(&name.map()));
             match (data, map) {
                 (Some(data), Some(map))
-                    if !is_blob(&name.id) && partials.fits(&name) && !is_map =>
+                    if !is_blob(&name.id) && !partials.has(&name.id) && !is_map =>
                 {
                     partials.insert(name, 0);
                     partials.count(&name.id, (data.blocks() + map.blocks()) * 512);
@@ -66,10 +66,6 @@ impl Partials {
             }
         }
         Ok(partials)
-    }
-
-    fn fits(&self, name: &PartialName) -> bool {
-        !self.files.contains_key(&name.id)
     }
 
     /// Bytes stored and set aside.
