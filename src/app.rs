@@ -97,9 +97,6 @@ impl NodeApp {
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self { options, socket, telemetry, metrics } = self;
         let NodeOptions { node_id, state_dir, config, config_file, socket: path } = options;
-        for key in config.without_effect() {
-            tracing::warn!(key, "this part of the configuration has no effect in this release");
-        }
         if config.store.share == Sharing::Namespace && !config.trust.pod_info {
             tracing::warn!(
                 "store.share is \"namespace\" without trust.podInfo: a volume shares files with no \

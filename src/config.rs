@@ -406,15 +406,6 @@ impl fmt::Display for AuthenticationKind {
 }
 
 impl Config {
-    /// The sections that were set, but have no effect in this release.
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let default = Self::default();
-        [("keeper", self.keeper != default.keeper), ("fuse", self.fuse != default.fuse)]
-            .into_iter()
-            .filter_map(|(name, set)| set.then_some(name))
-            .collect()
-    }
-
     /// Replaces the driver's name, as the command line may.
     ///
     /// # Errors

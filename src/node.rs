@@ -5,6 +5,7 @@
 //! Nothing is mounted while nobody waits, so a call that answered with an error left no mount.
 
 mod error;
+mod fused;
 mod identity;
 mod pace;
 mod preparation;
@@ -54,6 +55,7 @@ use self::{
 use crate::{
     config::Config,
     fetch::Fetcher,
+    keeper::Custodian,
     mount::{KubeletDir, TargetPath},
     problems::Problems,
     source::{NodeKey, s3::S3Clients},
@@ -156,6 +158,8 @@ struct Context {
     fetcher: Fetcher,
     registry: Registry,
     records: Records,
+    /// Sees to it that the keeper holds the mounts of `fuse` views.
+    custodian: Custodian,
     /// Seals principals for the registry and the records.
     node_key: NodeKey,
     volumes: Volumes,
@@ -219,7 +223,7 @@ impl Context {
     }
 
     fn count_volumes(&self) {
-        for view in [ViewKind::Tmpfs, ViewKind::Disk] {
+        for view in ViewKind::ALL {
             let Tally { volumes, failing } = self.volumes.tally(view);
             let show = |gauges: &IntGaugeVec, count: usize| {
                 let gauge = gauges.with_label_values(&[view.as_str()]);

@@ -18,13 +18,6 @@ fn problems(yaml: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_has_no_effect_yet_is_told() {
-    assert_eq!(Config::default().without_effect(), Vec::<&str>::new());
-    let config = Config::parse("keeper: { holdFor: 1m }\nfuse: { waitForS3: 1s }");
-    assert_eq!(config.unwrap().without_effect(), ["keeper", "fuse"]);
-}
-
-#[test]
 fn an_empty_file_is_the_default() {
     let config = Config::default();
     assert_eq!(parse("# nothing\n"), config);

@@ -126,6 +126,15 @@ impl Fetcher {
         Reading::open(self.clone(), opening, object).await
     }
 
+    /// As [`Fetcher::open`], if all of the object is here and its principal is known to be allowed to
+    /// read it, by the store or by `opening`: S3 is asked nothing.
+    ///
+    /// # Blocking
+    /// One open(2) of a local file.
+    pub fn open_here(&self, opening: &Opening, object: &Object) -> Option<Reading> {
+        Reading::here(self, opening, object)
+    }
+
     /// The content that all who read this object version share.
     async fn content(&self, store: &Store, object: &Object) -> Arc<Content> {
         let id = BlobId::of(&object.version);

@@ -1,6 +1,9 @@
 //! Why an operation on a volume failed.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use thiserror::Error;
 
@@ -12,7 +15,7 @@ use crate::{
     problems::Problems,
     source::SourceError,
     store::StoreError,
-    view::linkfarm::ViewError,
+    view::{fuse::FuseError, linkfarm::ViewError},
     volume::SpecError,
 };
 
@@ -40,6 +43,18 @@ pub enum NodeError {
     /// The files could not be shown.
     #[error(transparent)]
     View(#[from] Arc<ViewError>),
+    /// The FUSE view could not be served.
+    #[error(transparent)]
+    Fuse(#[from] Arc<FuseError>),
+    /// What a FUSE view needs over a restart of the plugin could not be written.
+    #[error("failed to make {}", path.display())]
+    Ledger {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        error: Arc<std::io::Error>,
+    },
     /// A mount, or the target path, failed.
     #[error(transparent)]
     Mount(#[from] Arc<MountError>),
@@ -136,7 +151,9 @@ impl NodeError {
             Self::Fetch(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::View(error) => error.kind(),
+            Self::Fuse(error) => error.kind(),
             Self::Mount(error) => error.kind(),
+            Self::Ledger { error, .. } => crate::store::io_kind(error),
             Self::Registry { error, .. } => crate::store::io_kind(error),
             Self::TooLarge { .. } | Self::OverLimit(_) => FailureKind::Exhausted,
             Self::NotCached { error, .. } => error.kind(),
@@ -152,6 +169,11 @@ impl NodeError {
 }
 
 impl NodeError {
+    /// A directory of a FUSE view that could not be made.
+    pub(super) fn ledger(path: &Path, error: std::io::Error) -> Self {
+        Self::Ledger { path: path.to_owned(), error: Arc::new(error) }
+    }
+
     /// Whether room on a medium would help. (A volume that is larger than it may be wants none.)
     pub(super) fn wants_room(&self) -> bool {
         match self {
@@ -177,6 +199,12 @@ impl From<SpecError> for NodeError {
 impl From<MountError> for NodeError {
     fn from(error: MountError) -> Self {
         Self::Mount(Arc::new(error))
+    }
+}
+
+impl From<FuseError> for NodeError {
+    fn from(error: FuseError) -> Self {
+        Self::Fuse(Arc::new(error))
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     records::{Recorded, Records},
     refresh::Current,
     registry::Entry,
-    revision::{self, Need, Recipe},
+    revision::{self, Need, Recipe, View},
     settle::Settling,
 };
 use crate::{
@@ -283,14 +283,16 @@ impl Preparation {
         plan: &Plan,
         listing: &Arc<Listing>,
     ) -> Result<(), NodeError> {
+        let View::LinkFarm(farm) = &plan.recipe.view else { return Ok(()) };
         let in_passing = is_little(&plan.recipe.store, listing);
         // What is all here already is shown in the same visit to the blocking threads.
         let admitted = {
             let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
+            let farm = farm.clone();
             let work = move || {
                 let admitted = revision::admit(&recipe, &listing, &Need::All)?;
                 if admitted.is_complete() {
-                    recipe.farm.create(&listing, &admitted.leases)?;
+                    farm.create(&listing, &admitted.leases)?;
                     return Ok::<_, NodeError>(None);
                 }
                 Ok(Some(admitted))
@@ -300,8 +302,8 @@ impl Preparation {
         if let Some(admitted) = admitted {
             let fetch = revision::complete(context, &plan.recipe, admitted, &self.progress);
             let leases = self.unless_ended(context, fetch).await?;
-            let (recipe, listing) = (Arc::clone(&plan.recipe), Arc::clone(listing));
-            let work = move || recipe.farm.create(&listing, &leases);
+            let (farm, listing) = (farm.clone(), Arc::clone(listing));
+            let work = move || farm.create(&listing, &leases);
             if in_passing { work() } else { blocking(work).await }?;
         }
         if plan.recipe.spec.when_unavailable == WhenUnavailable::Cached {
@@ -378,6 +380,7 @@ fn find_recorded(records: &Records, recipe: &Recipe) -> Result<Recorded, String>
 /// # Errors
 /// Why it cannot be shown, for people.
 fn show_recorded(recipe: &Recipe, listing: &Listing) -> Result<(), String> {
+    let View::LinkFarm(farm) = &recipe.view else { return Err("the view is served".into()) };
     let described = |error: &dyn std::error::Error| error.to_string();
     let variant = recipe.variant();
     let (mut blobs, mut wanted) = (HashMap::new(), Vec::new());
@@ -397,5 +400,5 @@ fn show_recorded(recipe: &Recipe, listing: &Listing) -> Result<(), String> {
     let names = LinkFarm::names(listing);
     let reservation = recipe.store.reserve(wanted, names).map_err(|error| described(&error))?;
     let leases = Leases { variant, blobs, reservation: Arc::new(reservation) };
-    recipe.farm.create(listing, &leases).map_err(|error| described(&error))
+    farm.create(listing, &leases).map_err(|error| described(&error))
 }

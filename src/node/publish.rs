@@ -9,10 +9,11 @@ use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
     identity::Brought,
     preparation::{Fallback, Plan, Preparation, Prepared},
+    fused::Fused,
     published::Published,
     quota::{Claim, Share},
     registry::{Entry, Phase, Shape, VolumeKey},
-    revision::Recipe,
+    revision::{Recipe, View},
     volumes::{Begun, State},
 };
 use crate::{
@@ -184,13 +185,19 @@ impl Node {
         let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
-        let shape = Shape { layout: spec.layout, ownership: spec.ownership };
+        let shape =
+            Shape { layout: spec.layout, ownership: spec.ownership, xattrs: spec.xattrs };
         let entry = Entry::publishing(target, place.arguments.clone(), spec.view, medium);
-        let farm = LinkFarm::new(directory, spec.layout, spec.ownership);
+        let view = match spec.view {
+            ViewKind::Fuse => View::Fuse,
+            ViewKind::Tmpfs | ViewKind::Disk => {
+                View::LinkFarm(LinkFarm::new(directory, spec.layout, spec.ownership))
+            }
+        };
         let tenant = brought.tenant;
         let namespace = tenant.as_ref().map(|tenant| tenant.namespace.clone());
         let sharers = sharers(&config, namespace.as_deref(), &place.key);
-        let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, farm, shape, sharers };
+        let recipe = Recipe { spec: Arc::new(spec), tenant, source, store, view, shape, sharers };
         let entry = entry.shaped(shape).counted_for(namespace);
         Ok(Plan { entry, recipe: Arc::new(recipe), limits: config.limits.namespace.clone() })
     }
@@ -225,16 +232,20 @@ impl Node {
             _ => return Err(preparation.failure().unwrap_or_else(|| self.0.cancelled())),
         }
         let entry = prepared.entry.clone().in_phase(Phase::Published);
-        if let Err(error) = blocking_here(|| self.bind(&entry, &place.target)) {
-            preparation.finish(Err(error.clone()));
-            self.0.discard_files(key.clone()).await;
-            self.0.volumes.end(&key, preparation);
-            preparation.cancel.cancel();
-            return Err(error);
-        }
+        let fused = match self.make_visible(&entry, &place.target, &prepared).await {
+            Ok(fused) => fused,
+            Err(error) => {
+                preparation.finish(Err(error.clone()));
+                self.0.discard_files(key.clone()).await;
+                self.0.volumes.end(&key, preparation);
+                preparation.cancel.cancel();
+                return Err(error);
+            }
+        };
         let recipe = Arc::clone(&prepared.recipe);
         let claim = Arc::clone(&preparation.claim);
-        let published = Arc::new(Published::new(entry, claim, recipe, &prepared.shown));
+        let published = Published::new(entry, claim, recipe, &prepared.shown).served_as(fused);
+        let published = Arc::new(published);
         let kept = self.0.volumes.mounted(&key, preparation, &published);
         if kept {
             self.begin_refresh(key, published, prepared);
@@ -244,6 +255,29 @@ impl Node {
         self.0.count_volumes();
         // An unpublish that came meanwhile waits for the lock and then removes this mount.
         if kept { Ok(()) } else { Err(NodeError::Cancelled) }
+    }
+
+    /// Mounts what was prepared at the target; undone if that fails.
+    async fn make_visible(
+        &self,
+        entry: &Entry,
+        path: &TargetPath,
+        prepared: &Prepared,
+    ) -> Result<Option<Fused>, NodeError> {
+        let recipe = Arc::clone(&prepared.recipe);
+        match recipe.view {
+            View::LinkFarm(_) => blocking_here(|| self.bind(entry, path)).map(|()| None),
+            View::Fuse => {
+                let listing = Arc::clone(&prepared.shown.listing);
+                let (node, entry, path) = (self.clone(), entry.clone(), path.clone());
+                let serve = move || {
+                    let fused = node.0.content(&recipe, &entry.key())?;
+                    node.0.serve(&entry, &path, &fused, &listing)?;
+                    Ok(Some(fused))
+                };
+                blocking(serve).await
+            }
+        }
     }
 
     /// Lets a volume follow its sources from what was shown first.
@@ -301,14 +335,15 @@ impl Node {
     }
 
     fn mount_if_lost(&self, place: &Place, published: &Arc<Published>) -> Result<Found, NodeError> {
+        if let Some(fused) = &published.fused {
+            return self.serve_if_lost(place, published, fused);
+        }
         if self.0.is_mounted(&place.target)? {
             return Ok(Found::Mounted);
         }
         let medium = published.medium;
         if !LinkFarm::root(&self.0.directory(medium, &place.key)).exists() {
-            published.ended.cancel();
-            self.0.refresher.withdraw(published, None);
-            self.0.volumes.forget(&place.key, published);
+            self.forget(place, published);
             return Ok(Found::Missing);
         }
         tracing::warn!(
@@ -317,6 +352,39 @@ impl Node {
         );
         self.bind(&published.entry(), &place.target)?;
         Ok(Found::Mounted)
+    }
+
+    /// As for the other views; and a mount that nobody serves is replaced, which is the one change
+    /// of a mount that a republish makes. Containers that run keep what they have.
+    fn serve_if_lost(
+        &self,
+        place: &Place,
+        published: &Arc<Published>,
+        fused: &Fused,
+    ) -> Result<Found, NodeError> {
+        if fused.is_served() && self.0.is_mounted(&place.target)? {
+            return Ok(Found::Mounted);
+        }
+        tracing::warn!(
+            volume.target_path = %place.target,
+            "nobody serves a published target any more; mounting it again"
+        );
+        if let Some(target) = self.0.kubelet.existing_target(&place.target)? {
+            target.unmount_all()?;
+        }
+        self.0.release(&place.key);
+        let Some(listing) = published.listing() else {
+            self.forget(place, published);
+            return Ok(Found::Missing);
+        };
+        self.0.serve(&published.entry(), &place.target, fused, &listing)?;
+        Ok(Found::Mounted)
+    }
+
+    fn forget(&self, place: &Place, published: &Arc<Published>) {
+        published.ended.cancel();
+        self.0.refresher.withdraw(published, None);
+        self.0.volumes.forget(&place.key, published);
     }
 
     /// Deals with a mount at the target that we have no record of: ours is adopted, so that a pod

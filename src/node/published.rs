@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     VolumeStatus,
+    fused::Fused,
     quota::{Claim, Share},
     refresh::Current,
     registry::{Entry, Shape, Summary},
@@ -61,6 +62,8 @@ pub(super) struct Published {
     pub(super) ended: CancellationToken,
     /// Held while a refresh decides and acts.
     pub(super) refreshing: tokio::sync::Mutex<()>,
+    /// Of a `fuse` view: its mount.
+    pub(super) fused: Option<Fused>,
     state: Mutex<State>,
 }
 
@@ -150,12 +153,24 @@ impl Published {
         )
     }
 
+    /// The same volume, served as a `fuse` view, if it is one.
+    pub(super) fn served_as(self, fused: Option<Fused>) -> Self {
+        Self { fused, ..self }
+    }
+
+    /// The same volume, of which it is known what it shows.
+    pub(super) fn showing(self, listing: Option<Arc<Listing>>) -> Self {
+        self.state.lock().listing = listing;
+        self
+    }
+
     fn with(claim: Arc<Claim>, state: State) -> Self {
         let arguments = state.entry.arguments.clone();
         let (view, medium) = (state.entry.view, state.entry.medium);
         let target = state.entry.target.clone();
         let (ended, refreshing) = (CancellationToken::new(), tokio::sync::Mutex::default());
-        Self { target, arguments, view, medium, claim, ended, refreshing, state: Mutex::new(state) }
+        let (fused, state) = (None, Mutex::new(state));
+        Self { target, arguments, view, medium, claim, ended, refreshing, fused, state }
     }
 
     /// The record of it.
@@ -201,6 +216,7 @@ impl Published {
         current: &Current,
         principal: SealedPrincipal,
     ) -> Option<Entry> {
+        self.read_as(recipe, &principal);
         let mut state = self.state.lock();
         let before = state.entry.clone();
         let revision = before.summary.revision;
@@ -233,6 +249,7 @@ impl Published {
         replaced: Replaced,
         principal: SealedPrincipal,
     ) -> Entry {
+        self.read_as(recipe, &principal);
         let (listing, share) = (&current.listing, recipe.share(&current.listing));
         let mut state = self.state.lock();
         state.retired.extend(replaced.retired.map(|retired| (retired, Instant::now())));
@@ -245,8 +262,17 @@ impl Published {
     }
 
     /// Takes over a way to S3 that is not needed now.
-    pub(super) fn hold(&self, recipe: &Arc<Recipe>) {
+    pub(super) fn hold(&self, recipe: &Arc<Recipe>, principal: &SealedPrincipal) {
+        self.read_as(recipe, principal);
         self.state.lock().recipe = Some(Arc::clone(recipe));
+    }
+
+    /// Has a `fuse` view read with a recipe's credentials. What the new principal may not read is
+    /// not shown to it: each file is proven when it is read.
+    pub(super) fn read_as(&self, recipe: &Recipe, principal: &SealedPrincipal) {
+        if let Some(fused) = &self.fused {
+            fused.content.renew(&recipe.source, principal);
+        }
     }
 
     /// After a replacement that failed: nothing is certain of what is shown but what the files say,
@@ -346,7 +372,13 @@ impl Published {
         let follows = state.recipe.as_ref().is_some_and(|it| it.spec.refresh != Refresh::Never);
         let age = state.asked_at.map(|at| at.elapsed()).filter(|_| follows);
         let is_behind = age.is_some_and(|age| age >= patience + SLACK);
-        let abnormal = !is_mounted || is_behind || state.health.failing.as_ref().is_some_and(fails);
+        let is_dead = self.fused.as_ref().is_some_and(|fused| !fused.is_served());
+        let trouble = self.fused.as_ref().and_then(|fused| fused.content.trouble());
+        let abnormal = !is_mounted
+            || is_behind
+            || is_dead
+            || trouble.is_some()
+            || state.health.failing.as_ref().is_some_and(fails);
         let mut message = describe(&summary);
         state.health.describe(&mut message, &summary);
         if is_behind && state.health.failing.is_none() {
@@ -357,6 +389,15 @@ impl Published {
         }
         if !is_mounted {
             message.push_str("; it is not mounted any more");
+        } else if is_dead {
+            message.push_str(
+                "; nobody serves it, because node plugin and keeper both ended: the kubelet's next \
+                 publish mounts it again, and containers that run have to be restarted",
+            );
+        }
+        if let Some(reason) = trouble {
+            message.push_str("; a read failed lately: ");
+            message.push_str(&reason);
         }
         VolumeStatus { summary, abnormal, message }
     }

@@ -87,6 +87,9 @@ pub(super) enum Phase {
 pub(super) struct Shape {
     pub(super) layout: Layout,
     pub(super) ownership: Ownership,
+    /// Whether a `fuse` view answers for extended attributes.
+    #[serde(default)]
+    pub(super) xattrs: bool,
 }
 
 /// What a volume shows.

@@ -13,7 +13,7 @@ use super::{
     publish::{self, Place},
     published::{self, Published},
     registry::Shape,
-    revision::Recipe,
+    revision::{Recipe, View},
 };
 use crate::{
     config::Config,
@@ -21,7 +21,7 @@ use crate::{
     source::s3::S3Source,
     units::Refresh,
     view::linkfarm::LinkFarm,
-    volume::{Tenant, VolumeSpec},
+    volume::{Tenant, ViewKind, VolumeSpec},
 };
 
 /// What a republish asks for.
@@ -89,8 +89,14 @@ impl Node {
         let shape = published.shape().unwrap_or_else(|| Shape {
             layout: LinkFarm::layout_of(&directory).unwrap_or(spec.layout),
             ownership: spec.ownership,
+            xattrs: spec.xattrs,
         });
-        let farm = LinkFarm::new(directory, shape.layout, shape.ownership);
+        let view = match published.view {
+            ViewKind::Fuse => View::Fuse,
+            ViewKind::Tmpfs | ViewKind::Disk => {
+                View::LinkFarm(LinkFarm::new(directory, shape.layout, shape.ownership))
+            }
+        };
         // It shares with the same volumes for all its life, whatever later requests say.
         let known = published.entry();
         let namespace = match known.shape {
@@ -98,12 +104,16 @@ impl Node {
             None => tenant.as_ref().map(|tenant| tenant.namespace.clone()),
         };
         let sharers = publish::sharers(config, namespace.as_deref(), &place.key);
-        Recipe { spec, tenant, source, store, farm, shape, sharers }
+        Recipe { spec, tenant, source, store, view, shape, sharers }
     }
 
     /// Refreshes with the recipe's credentials, if they are not the ones that the volume uses.
     fn take_up(&self, place: &Place, published: &Arc<Published>, recipe: Arc<Recipe>) {
         let (known, asked) = (published.recipe(), recipe.listing_key());
+        if known.is_none() {
+            // Reads prove by themselves what they may read, and some wait for credentials.
+            published.read_as(&recipe, &self.0.seal(&recipe));
+        }
         let is_known = known.as_ref().is_some_and(|known| known.access() == recipe.access());
         let follows = recipe.spec.refresh != Refresh::Never || published.is_fallback();
         let is_member = self.0.refresher.has(&asked, published);
@@ -123,7 +133,7 @@ impl Node {
             self.follow(place.key.clone(), Arc::clone(published), recipe, None);
         } else if !is_known && !follows {
             // It asks S3 nothing any more, so there is nothing to try.
-            published.hold(&recipe);
+            published.hold(&recipe, &self.0.seal(&recipe));
         }
     }
 }

@@ -36,11 +36,20 @@ pub(super) struct Recipe {
     /// The way to S3, credentials included.
     pub(super) source: S3Source,
     pub(super) store: Store,
-    pub(super) farm: LinkFarm,
+    pub(super) view: View,
     /// As the volume was published, whatever the configured defaults are now.
     pub(super) shape: Shape,
     /// Who may have links to the files that it shows.
     pub(super) sharers: Option<Sharers>,
+}
+
+/// How revisions are made visible.
+#[derive(Debug, Clone)]
+pub(super) enum View {
+    /// As links to blobs, all of which are here first.
+    LinkFarm(LinkFarm),
+    /// By serving the mount; content comes when it is read.
+    Fuse,
 }
 
 impl Recipe {
@@ -61,7 +70,11 @@ impl Recipe {
 
     /// What a listing counts for the volume's namespace. Takes time in proportion to its entries.
     pub(super) fn share(&self, listing: &Listing) -> Share {
-        Share::of(listing, self.variant())
+        match self.view {
+            View::LinkFarm(_) => Share::of(listing, self.variant()),
+            // Nothing of it is pinned: what was read can be evicted.
+            View::Fuse => Share::default(),
+        }
     }
 
     fn order(&self, progress: &Arc<Progress>) -> Order {

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     config::Config,
     fetch::Fetcher,
+    keeper::{Custodian, Kept},
     mount::{self, KubeletDir, MountError, SwapPolicy, TargetPath, TmpfsOptions},
     problems::Problems,
     source::s3::S3Clients,
@@ -33,7 +35,7 @@ use crate::{
     telemetry::metrics::Metrics,
     units::ByteSize,
     view::linkfarm::{self, LinkFarm},
-    volume::check_defaults,
+    volume::{ViewKind, check_defaults},
 };
 
 /// Held by the process that uses the state directory.
@@ -41,6 +43,10 @@ const LOCK: &str = "lock";
 
 /// Memory that the plugin needs beside its store, under the container's limit.
 const BESIDE_STORE: u64 = 192 << 20;
+
+/// How long the start waits for a keeper that is there to answer. Most of that, a plugin that is
+/// about to end holds the lease.
+const KEEPER: Duration = Duration::from_secs(10);
 
 /// Why the node plugin cannot start.
 #[derive(Debug, Error)]
@@ -126,11 +132,14 @@ impl Node {
         let registry = memory.join("registry");
         let registry = Registry::open(registry.clone()).map_err(io_error("open", &registry))?;
         let clients = S3Clients::new(&config, Arc::clone(&metrics))?;
+        let socket = &config.keeper.socket;
+        let custodian = Custodian::start(socket.clone()).map_err(io_error("watch", socket))?;
         let node = Self(Arc::new(Context {
             fetcher: Fetcher::new(&config.fetch),
             no_swap: tmpfs.no_swap,
             records,
             node_key,
+            custodian,
             volumes: Volumes::default(),
             refresher: Refresher::default(),
             tasks: Tasks::default(),
@@ -153,25 +162,43 @@ impl Node {
             directories: self.directories()?,
             shown: shown()?,
         };
+        let mut kept = self.kept();
         for action in recover::plan(&found) {
             // One volume that cannot be cleaned up must not keep all others from working.
-            if let Err(error) = self.carry_out(&action, &entries) {
+            if let Err(error) = self.carry_out(&action, &entries, &mut kept) {
                 tracing::error!(?action, %error, "failed to recover a volume; it is left as it is");
             }
         }
+        for key in kept.keys() {
+            tracing::warn!(%key, "letting go of a FUSE mount that no volume has");
+            self.0.release(key);
+        }
         self.0.count_volumes();
         Ok(())
+    }
+
+    /// What an earlier process left with the keeper.
+    fn kept(&self) -> HashMap<VolumeKey, Kept> {
+        let found = self.0.custodian.found(KEEPER).into_iter();
+        found.filter_map(|kept| Some((VolumeKey::from_name(&kept.name.to_string())?, kept))).collect()
     }
 
     fn carry_out(
         &self,
         action: &Action,
         entries: &HashMap<VolumeKey, Entry>,
+        kept: &mut HashMap<VolumeKey, Kept>,
     ) -> Result<(), NodeError> {
         match action {
             Action::Keep(key) => {
                 let entry = entries[key].clone().in_phase(Phase::Published);
                 tracing::info!(target_path = %entry.target.display(), "found a published volume");
+                if entry.view == ViewKind::Fuse {
+                    let (fused, listing) = self.0.resume(&entry, kept.remove(key));
+                    let published = Published::found(entry, Vec::new()).showing(listing);
+                    self.0.volumes.adopt(key.clone(), published.served_as(Some(fused)));
+                    return Ok(());
+                }
                 // What a crash left half replaced is finished or undone; older revisions stay for
                 // their time.
                 let retired = LinkFarm::tidy(&self.0.directory(entry.medium, key));

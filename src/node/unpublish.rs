@@ -53,6 +53,16 @@ impl Node {
             outcome
         })
         .await;
+        if unmounted.is_ok()
+            && let Some(published) = unpublishing.before.clone()
+        {
+            let closing = async move {
+                if let Some(fused) = &published.fused {
+                    fused.close().await;
+                }
+            };
+            self.0.tasks.spawn(closing);
+        }
         // What is not mounted is not published, even if its files are there still, or a part of
         // them: a publish must not find them and show what is left.
         unpublishing.done = unmounted.is_ok();

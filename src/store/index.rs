@@ -238,6 +238,19 @@ impl Index {
         allowed
     }
 
+    /// Pins a blob whose file can be read at once, for a principal that may, or is known to be
+    /// `allowed`.
+    pub(super) fn pin_ready(
+        &mut self,
+        id: &BlobId,
+        principal: Principal,
+        allowed: bool,
+        sharers: Option<Sharers>,
+    ) -> bool {
+        let ready = self.readable(id, sharers).is_some_and(|(_, verified)| verified);
+        ready && (self.pin_for(id, principal) || (allowed && self.pin(id)))
+    }
+
     pub(super) fn unpin(&mut self, id: &BlobId) {
         if let Some(blob) = self.blobs.get_mut(id) {
             blob.pins = blob.pins.saturating_sub(1);

@@ -14,6 +14,7 @@ use super::{
     blob::{BlobId, BlobName, Sharers, Variant},
     fill, verify,
 };
+use crate::{object::ObjectVersion, source::Principal};
 
 /// Keeps a blob from eviction while it is being linked.
 pub struct Lease {
@@ -24,6 +25,26 @@ pub struct Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Lease").field(&self.id).finish()
+    }
+}
+
+impl Store {
+    /// A lease on a blob whose file [`Lease::open`] opens by one system call, for a principal that
+    /// is known to be allowed to read it: to the store, or to the caller, as for [`Store::hold`].
+    /// Counted as a lookup if there is one; who gets none looks again in another way.
+    pub fn lease_ready(
+        &self,
+        principal: Principal,
+        version: &ObjectVersion,
+        allowed: bool,
+        sharers: Option<Sharers>,
+    ) -> Option<Lease> {
+        let id = BlobId::of(version);
+        let pinned = self.0.index.lock().pin_ready(&id, principal, allowed, sharers);
+        pinned.then(|| {
+            self.0.gauges.hits.inc();
+            Lease { store: self.clone(), id }
+        })
     }
 }
 

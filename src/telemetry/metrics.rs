@@ -33,6 +33,8 @@ pub struct Metrics {
     pub stale_volumes: IntGaugeVec,
     /// Refreshes of volumes, by outcome.
     pub refreshes: IntCounterVec,
+    /// Reads of `fuse` views that failed, by failure kind.
+    pub fuse_read_failures: IntCounterVec,
     /// Keys that could not become paths, in all published volumes.
     pub skipped_keys: IntCounter,
     /// Changes of the configuration file, by outcome (`applied`, `refused`).
@@ -130,6 +132,11 @@ impl Metrics {
                 "s3view_skipped_keys_total",
                 "Keys that could not become paths, counted once for each revision.",
             ),
+            fuse_read_failures: counters(
+                "s3view_fuse_read_failures_total",
+                "Reads of fuse views that failed, by failure kind.",
+                &["kind"],
+            ),
             config_reloads: counters(
                 "s3view_config_reloads_total",
                 "Changes of the configuration file, by outcome: applied or refused.",
@@ -191,12 +198,13 @@ mod tests {
         metrics.volumes.with_label_values(&["tmpfs"]).set(1);
         metrics.stale_volumes.with_label_values(&["tmpfs"]).set(1);
         metrics.refreshes.with_label_values(&["changed"]).inc();
+        metrics.fuse_read_failures.with_label_values(&["unavailable"]).inc();
         metrics.config_reloads.with_label_values(&["applied"]).inc();
         metrics.config_stale.with_label_values(&["refused"]).set(1);
         metrics.rpcs.with_label_values(&["Probe", "Ok"]).inc();
         metrics.rpc_seconds.with_label_values(&["Probe"]).observe(0.1);
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 17);
+        assert_eq!(families.len(), 18);
         for family in families {
             let kind = format!("{:?}", family.get_field_type()).to_lowercase();
             let row = format!("| `{}` | {kind} | {} |", family.name(), family.help());

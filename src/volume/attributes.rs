@@ -52,21 +52,6 @@ const MULTILINE: [&str; 3] = ["sources", "include", "exclude"];
 /// The longest value, in bytes.
 const MAX_VALUE: usize = 4096;
 
-/// A value that is understood and has no effect yet.
-struct NotYet {
-    attribute: &'static str,
-    applies: fn(&str) -> bool,
-    text: &'static str,
-}
-
-/// What this release refuses because it cannot do it. Each issue that adds such a thing removes
-/// its lines.
-const NOT_YET: [NotYet; 1] = [NotYet {
-    attribute: "view",
-    applies: |value| value == "fuse",
-    text: "the FUSE view comes with a later one; write \"tmpfs\" or \"disk\"",
-}];
-
 /// What a specification depends on besides the attributes.
 #[derive(Debug)]
 pub struct SpecContext<'a> {
@@ -241,11 +226,6 @@ impl<'a> Reader<'a> {
             self.problems.add_unknown(name, &ATTRIBUTES);
         } else if let Err(text) = check_text(name, value) {
             self.problem(name, text);
-        } else if let Some(not_yet) = NOT_YET.iter().find(|it| it.attribute == name)
-            && (not_yet.applies)(value)
-        {
-            let (value, text) = (shown(value), not_yet.text);
-            self.problem(name, format!("{value:?} is not available in this release: {text}"));
         }
     }
 

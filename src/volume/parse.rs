@@ -82,6 +82,10 @@ fn refuse_by_view(reader: &mut Reader<'_>, view: ViewKind) {
         ViewKind::Fuse => {
             let why = "applies to view \"tmpfs\" or \"disk\"; a fuse view always shows plain files";
             reader.refuse(&["layout"], why);
+            if reader.value("whenUnavailable") != Some("fail") {
+                let why = "applies to view \"tmpfs\" or \"disk\": what a fuse view has not read, only S3 has";
+                reader.refuse(&["whenUnavailable"], why);
+            }
         }
         ViewKind::Tmpfs | ViewKind::Disk => {
             reader.refuse(&["xattrs"], "applies to view \"fuse\" only; leave it out");

@@ -7,7 +7,7 @@ use crate::{
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
     rotation, secrecy, sharing,
-    support::{namespace::Ids, server::Server},
+    support::{namespace::Ids, plugin::Shown, server::Server},
     tenants, versions, views,
 };
 
@@ -23,14 +23,14 @@ pub(crate) struct Case {
 
 impl Case {
     /// Runs the case with a fixture of its own.
-    pub(crate) fn run(self, server: Server, ids: Ids) {
+    pub(crate) fn run(self, server: Server, ids: Ids, shown: Shown) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .expect("threads can be started");
         runtime.block_on(async {
-            let fixture = Fixture::start(server, ids).await;
+            let fixture = Fixture::showing(server, ids, shown).await;
             let case = (self.body)(fixture);
             let limit = std::time::Duration::from_mins(2);
             tokio::time::timeout(limit, case).await.expect("the case ends in two minutes");
@@ -349,3 +349,5 @@ pub(crate) fn on_radosgw() -> Vec<Case> {
     );
     cases.to_vec()
 }
+
+pub(crate) fn over_fuse() -> Vec<Case> { all() }

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use crate::support::{
     kubelet::{Kubelet, Pod},
     namespace::Ids,
-    plugin::{Home, Plugin},
+    plugin::{Home, Plugin, Shown},
     s3::EmbeddedS3,
     server::Server,
 };
@@ -35,8 +35,13 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Starts with the configuration that most cases share.
     pub(crate) async fn start(server: Server, ids: Ids) -> Self {
+        Self::showing(server, ids, Shown::ByDefault).await
+    }
+
+    /// Likewise, with another view where a case names none.
+    pub(crate) async fn showing(server: Server, ids: Ids, shown: Shown) -> Self {
         let config = Self::config(&server, "");
-        Self::start_with(server, ids, &config).await
+        Self::start_as(server, ids, &config, shown).await
     }
 
     /// The shared configuration with more lines at its end.
@@ -52,13 +57,19 @@ impl Fixture {
     }
 
     pub(crate) async fn start_with(server: Server, ids: Ids, config: &str) -> Self {
+        Self::start_as(server, ids, config, Shown::ByDefault).await
+    }
+
+    /// Likewise, with another view where a case names none.
+    pub(crate) async fn start_as(server: Server, ids: Ids, config: &str, shown: Shown) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let bucket = format!("bucket-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         server.create_bucket(&bucket).await;
         if let Server::Embedded(embedded) = &server {
             embedded.reset_requests();
         }
-        let home = Home::new(PROGRAM, config);
+        let mut home = Home::new(PROGRAM, config);
+        home.show_as(shown);
         let plugin = home.start().await;
         let kubelet = Kubelet::connect(&home).await;
         Self { plugin: Some(plugin), home, kubelet, server, bucket, ids }

@@ -47,6 +47,7 @@ use self::{
     support::{
         minio::{Minio, Missing},
         namespace,
+        plugin::Shown,
         radosgw::Radosgw,
         server::Server,
     },
@@ -66,6 +67,10 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
+    for (name, shown) in [("fuse", Shown::Fuse), ("warm-fuse", Shown::FuseWarm)] {
+        let trial = |case: &Case| on_embedded(name, *case, ids, shown);
+        trials.extend(cases::over_fuse().iter().map(trial));
+    }
     trials.extend(keeper::trials());
     let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
     let in_ci = std::env::var_os("CI").is_some();
@@ -78,11 +83,13 @@ fn main() -> ExitCode {
 }
 
 fn embedded(case: Case, ids: namespace::Ids) -> Trial {
-    Trial::test(format!("embedded::{}", case.name), move || {
-        case.run(
-            Server::Embedded(support::s3::EmbeddedS3::start(support::s3::Options::default())),
-            ids,
-        );
+    on_embedded("embedded", case, ids, Shown::ByDefault)
+}
+
+fn on_embedded(name: &str, case: Case, ids: namespace::Ids, shown: Shown) -> Trial {
+    Trial::test(format!("{name}::{}", case.name), move || {
+        let server = support::s3::EmbeddedS3::start(support::s3::Options::default());
+        case.run(Server::Embedded(server), ids, shown);
         Ok(())
     })
 }
@@ -113,7 +120,7 @@ fn on_real(
             let trial = |case: &Case| {
                 let (case, server) = (*case, again());
                 Trial::test(full(&case), move || {
-                    case.run(server, ids);
+                    case.run(server, ids, Shown::ByDefault);
                     Ok(())
                 })
             };

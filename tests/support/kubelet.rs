@@ -26,7 +26,10 @@ use tonic::{
 };
 use tower::service_fn;
 
-use super::{plugin::Home, secrecy::Watch};
+use super::{
+    plugin::{Home, Shown},
+    secrecy::Watch,
+};
 
 /// The kubelet gives publish and unpublish two minutes.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -76,6 +79,10 @@ impl Pod {
         self
     }
 
+    fn says_how_it_is_shown(&self) -> bool {
+        ["view", "layout"].iter().any(|name| self.attributes.contains_key(*name))
+    }
+
     /// The id that the kubelet makes up for an inline volume: `csi-` and 64 hexadecimal digits.
     pub(crate) fn volume_id(&self) -> String {
         let uid: String = self.uid.chars().filter(char::is_ascii_hexdigit).collect();
@@ -118,6 +125,7 @@ pub(crate) struct Kubelet {
     root: PathBuf,
     channel: Channel,
     watch: Arc<Watch>,
+    shown: Shown,
 }
 
 impl Kubelet {
@@ -135,7 +143,8 @@ impl Kubelet {
         });
         let endpoint = Endpoint::from_static("http://localhost");
         let channel = endpoint.connect_with_connector(connect).await.ok()?;
-        Some(Self { root: home.kubelet_dir(), channel, watch: Arc::clone(home.watch()) })
+        let (root, watch) = (home.kubelet_dir(), Arc::clone(home.watch()));
+        Some(Self { root, channel, watch, shown: home.shown() })
     }
 
     /// Where a pod's volume is published.
@@ -147,6 +156,26 @@ impl Kubelet {
     /// Publishes as the kubelet does: it asks for the capabilities and makes the target's parent,
     /// not the target.
     pub(crate) async fn publish(&self, pod: &Pod) -> Result<PathBuf, Status> {
+        if self.shown == Shown::ByDefault || pod.says_how_it_is_shown() {
+            return self.publish_as_it_is(pod).await;
+        }
+        let pod = pod.clone().with("view", "fuse");
+        if self.shown == Shown::FuseWarm && !self.target(&pod).exists() {
+            self.warm_up(&pod).await;
+        }
+        self.publish_as_it_is(&pod).await
+    }
+
+    /// Another pod reads all that this one will see.
+    async fn warm_up(&self, pod: &Pod) {
+        let other = Pod { uid: Pod::new("", &[]).uid, ..pod.clone() };
+        if let Ok(target) = self.publish_as_it_is(&other).await {
+            read_all(&target);
+            self.unpublish(&other).await.expect("unpublish works");
+        }
+    }
+
+    async fn publish_as_it_is(&self, pod: &Pod) -> Result<PathBuf, Status> {
         let target = self.target(pod);
         let parent = target.parent().expect("targets are deep");
         std::fs::create_dir_all(parent).expect("the kubelet owns its directory");
@@ -219,6 +248,19 @@ impl Kubelet {
     /// The connection itself, for services that the plugin may not have.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+}
+
+/// Reads every file below a directory.
+fn read_all(directory: &Path) {
+    for entry in std::fs::read_dir(directory).expect("a readable directory") {
+        let path = entry.expect("a readable entry").path();
+        if path.is_dir() {
+            read_all(&path);
+        } else {
+            let mut file = std::fs::File::open(&path).expect("a file that can be opened");
+            std::io::copy(&mut file, &mut std::io::sink()).expect("a readable file");
+        }
     }
 }
 

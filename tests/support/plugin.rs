@@ -30,6 +30,19 @@ pub(crate) struct Home {
     env: Vec<(String, String)>,
     log_level: String,
     watch: Arc<Watch>,
+    shown: Shown,
+    keeper: Option<Child>,
+}
+
+/// How volumes are shown whose pods do not say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// As the driver's defaults have it.
+    ByDefault,
+    /// As a `fuse` view.
+    Fuse,
+    /// As a `fuse` view, after another pod has read all of the same.
+    FuseWarm,
 }
 
 impl Home {
@@ -39,7 +52,8 @@ impl Home {
         let watch = Arc::<Watch>::default();
         watch.secret("the server's secret key", CREDENTIALS.1);
         let (program, env, log_level) = (program.into(), Vec::new(), "trace".to_owned());
-        let home = Self { directory, program, env, log_level, watch };
+        let (shown, keeper) = (Shown::ByDefault, None);
+        let home = Self { directory, program, env, log_level, watch, shown, keeper };
         for name in ["kubelet", "state", "disk", "plugin"] {
             std::fs::create_dir(home.path().join(name)).expect("an empty directory");
         }
@@ -47,10 +61,13 @@ impl Home {
         home
     }
 
-    /// Replaces the configuration; `kubeletDir` and the disk store's path are added.
+    /// Replaces the configuration; `kubeletDir`, the keeper's socket and the disk store's path are
+    /// added.
     pub(crate) fn configure(&self, config: &str) {
-        let kubelet = self.kubelet_dir();
-        let text = format!("kubeletDir: {}\n{config}", kubelet.display())
+        let (kubelet, keeper) = (self.kubelet_dir(), self.keeper_socket());
+        let keeper = format!("keeper: {{ socket: {} }}", keeper.display());
+        let keeper = if config.contains("keeper:") { "" } else { &keeper };
+        let text = format!("kubeletDir: {}\n{keeper}\n{config}", kubelet.display())
             .replace("DISK", self.path().join("disk").to_str().expect("a plain path"));
         std::fs::write(self.path().join("config.yaml"), text).expect("a writable directory");
     }
@@ -68,6 +85,46 @@ impl Home {
             }
         }
         self.env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    }
+
+    /// Shows volumes in this way from now on; `fuse` views get a keeper.
+    pub(crate) fn show_as(&mut self, shown: Shown) {
+        self.shown = shown;
+        if shown != Shown::ByDefault {
+            self.start_keeper();
+        }
+    }
+
+    /// How volumes are shown whose pods do not say it.
+    pub(crate) fn shown(&self) -> Shown {
+        self.shown
+    }
+
+    fn keeper_socket(&self) -> PathBuf {
+        self.path().join("keeper/keeper.sock")
+    }
+
+    /// Starts a keeper, in the place of one that runs.
+    pub(crate) fn start_keeper(&mut self) {
+        self.kill_keeper();
+        let log = File::options().create(true).append(true).open(self.path().join("keeper.log"));
+        let mut command = Command::new(&self.program);
+        command.args(["keeper", "--log-level=debug", "--socket"]).arg(self.keeper_socket());
+        command.stdin(Stdio::null()).stderr(log.expect("a writable directory"));
+        self.keeper = Some(command.spawn().expect("s3view-node keeper can be started"));
+        let began = Instant::now();
+        while !self.keeper_socket().exists() {
+            assert!(began.elapsed() < READY, "the keeper does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Ends the keeper as a crash would.
+    pub(crate) fn kill_keeper(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.kill().expect("our own child");
+            keeper.wait().expect("our own child");
+        }
     }
 
     /// Who looks for secrets here when the case is over.
@@ -177,6 +234,7 @@ impl Drop for Home {
         for mount in mounts_below(self.path()).into_iter().rev() {
             let _ignored = umount2(&mount, MntFlags::MNT_DETACH);
         }
+        self.kill_keeper();
         if leaks.is_empty() {
             return;
         }

@@ -64,7 +64,29 @@ impl Reading {
         opening: Opening,
         object: Object,
     ) -> Result<Self, FetchError> {
-        let reading = Self {
+        let reading = Self::new(engine, opening, object);
+        if reading.object.version.size > 0 {
+            reading.within(|| reading.begin()).await?;
+        }
+        Ok(reading)
+    }
+
+    /// Opens what needs nothing but to be opened.
+    pub(super) fn here(engine: &Fetcher, opening: &Opening, object: &Object) -> Option<Self> {
+        let Opening { source, store, sharers, allowed, .. } = opening;
+        let principal = source.principal();
+        let lease = store.lease_ready(principal, &object.version, *allowed, *sharers)?;
+        // Whatever stands against it is met again, and told, by who opens it in the other way.
+        let file = Arc::new(lease.open(*sharers).ok()?);
+        let reading = Self::new(engine.clone(), opening.clone(), object.clone());
+        reading.proven.store(true, Ordering::Release);
+        let whole = Whole { file, sharers: *sharers, _lease: Arc::new(lease) };
+        drop(reading.whole.set(Arc::new(whole)));
+        Some(reading)
+    }
+
+    fn new(engine: Fetcher, opening: Opening, object: Object) -> Self {
+        Self {
             engine,
             proven: AtomicBool::new(opening.allowed),
             opening: RwLock::new(opening),
@@ -73,11 +95,7 @@ impl Reading {
             content: OnceCell::new(),
             ahead: Mutex::default(),
             recent: Mutex::default(),
-        };
-        if reading.object.version.size > 0 {
-            reading.within(|| reading.begin()).await?;
         }
-        Ok(reading)
     }
 
     /// The object's length in bytes.

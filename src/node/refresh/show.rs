@@ -13,15 +13,15 @@ use crate::{
         identity::check_grants,
         published::Published,
         quota::Coming,
-        registry::Entry,
-        revision::{self, Need, Recipe},
+        registry::{Entry, VolumeKey},
+        revision::{self, Need, Recipe, View},
         volumes::TargetLock,
     },
     relpath::RelPath,
     source::SealedPrincipal,
     store::{BlobId, Medium},
     task::{blocking, for_count},
-    view::linkfarm::{Leases, LinkFarm, Retired},
+    view::linkfarm::{Leases, LinkFarm, Replaced, Retired},
     volume::WhenUnavailable,
 };
 
@@ -56,7 +56,8 @@ struct Plan {
 /// All that a new revision is made of.
 struct Ready {
     changed: HashSet<RelPath>,
-    leases: Leases,
+    /// What is linked; `None` where nothing has to be here.
+    leases: Option<Leases>,
     proven: Proven,
     /// Counts for the namespace until the revision does.
     _coming: Coming,
@@ -109,6 +110,13 @@ impl Node {
             }
         }
         revision::check_size(listing, &recipe.spec)?;
+        let View::LinkFarm(_) = recipe.view else {
+            let coming = self.grow(&config, member, listing).await?;
+            let (changed, proven) = (changes.files, Proven::Before);
+            let ready = Ready { changed, leases: None, proven, _coming: coming };
+            self.swap(member, current, ready).await?;
+            return Ok(Outcome::Changed);
+        };
         if changes.is_empty() {
             let _leases = revision::bring(&self.0, recipe, listing, need).await?;
             self.confirm(member, current, Proven::Now).await?;
@@ -117,7 +125,8 @@ impl Node {
         let coming = self.grow(&config, member, listing).await?;
         let proven = if matches!(need, Need::All) { Proven::Now } else { Proven::Before };
         let leases = revision::bring(&self.0, recipe, listing, need).await?;
-        let ready = Ready { changed: changes.files, leases, proven, _coming: coming };
+        let changed = changes.files;
+        let ready = Ready { changed, leases: Some(leases), proven, _coming: coming };
         self.swap(member, current, ready).await?;
         Ok(Outcome::Changed)
     }
@@ -155,6 +164,7 @@ impl Node {
                 let (new, count) = (Arc::clone(listing), listing.entries().len());
                 for_count(count, move || new.changes_from(&known)).await
             }
+            None if published.fused.is_some() => Changes { names_differ: true, ..Changes::default() },
             None => {
                 let (recipe, listing) = (Arc::clone(recipe), Arc::clone(listing));
                 blocking(move || changes_on_disk(&recipe, &listing)).await?
@@ -162,6 +172,9 @@ impl Node {
         };
         // What a record let start was proven long ago.
         let is_proven = published.principal() == Some(self.0.seal(recipe));
+        if published.fused.is_some() {
+            return Ok(Plan { changes, need: Need::Only(Arc::default()) });
+        }
         let need = if is_proven && !published.is_fallback() {
             Need::Only(Arc::new(changes.files.clone()))
         } else {
@@ -237,16 +250,18 @@ impl Node {
     ) -> Result<(), NodeError> {
         let (Member { key, published, recipe, .. }, listing) = (member, &current.listing);
         let Ready { changed, leases, .. } = ready;
-        let keep = |entry: &listing::Entry| !changed.contains(&entry.path);
-        let replaced = recipe.farm.replace(listing, keep, leases).inspect_err(|_| {
-            match LinkFarm::tidy(&self.0.directory(published.medium, key)) {
-                Ok(older) => published.doubt(Some(older)),
-                Err(error) => {
-                    tracing::warn!(%error, "failed to clear up after a failed refresh");
-                    published.doubt(None);
-                }
+        let replaced = match (&recipe.view, leases, &published.fused) {
+            (View::LinkFarm(farm), Some(leases), _) => {
+                let keep = |entry: &listing::Entry| !changed.contains(&entry.path);
+                let replaced = farm.replace(listing, keep, leases);
+                replaced.inspect_err(|_| self.doubt(key, published))?
             }
-        })?;
+            (_, _, Some(fused)) => {
+                fused.show(listing)?;
+                Replaced { revision: 0, retired: None }
+            }
+            _ => unreachable!("a view is linked or served"),
+        };
         let entry = published.revise(recipe, current, replaced, self.0.seal(recipe));
         self.0.write_record(Some(&entry));
         self.0.remove_retired(published, published.take_retired(false));
@@ -259,6 +274,17 @@ impl Node {
             "a volume shows a new revision"
         );
         Ok(())
+    }
+
+    /// After a replacement that failed: looks what is still there.
+    fn doubt(&self, key: &VolumeKey, published: &Published) {
+        match LinkFarm::tidy(&self.0.directory(published.medium, key)) {
+            Ok(older) => published.doubt(Some(older)),
+            Err(error) => {
+                tracing::warn!(%error, "failed to clear up after a failed refresh");
+                published.doubt(None);
+            }
+        }
     }
 
     /// Removes every replaced revision on a medium that has no room; true if there was one.
@@ -330,7 +356,8 @@ impl Context {
 /// the very inode of its blob, as the variant that the volume shows by the configuration of now.
 /// Blocks.
 fn changes_on_disk(recipe: &Recipe, listing: &Listing) -> Result<Changes, NodeError> {
-    let shown = recipe.farm.read()?;
+    let View::LinkFarm(farm) = &recipe.view else { return Ok(Changes::default()) };
+    let shown = farm.read()?;
     let variant = recipe.variant();
     let blob =
         |entry: &listing::Entry| recipe.store.inode(&BlobId::of(&entry.object.version), variant);

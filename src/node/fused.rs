@@ -1,0 +1,219 @@
+//! The mount of a `fuse` volume: what it shows, what it reads, and who keeps its descriptor.
+//!
+//! The mount at the target is the FUSE mount itself. It is handed to the keeper before the publish
+//! answers, so that no pod ever reads through a mount that a restart of the plugin would end,
+//! unless there is no keeper: then it is handed over as soon as there is one.
+//!
+//! ```text
+//! <disk store>/volumes/<key>/ledger     what another process needs to go on with the mount
+//! <disk store>/volumes/<key>/proofs     what S3 let its principal read
+//! ```
+
+mod content;
+mod proofs;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+pub(super) use self::content::VolumeContent;
+use super::{
+    Context, NodeError,
+    registry::{Entry, Shape, VolumeKey},
+    revision::Recipe,
+};
+use crate::{
+    failure::full_message,
+    keeper::{EntryName, Kept, State},
+    listing::Listing,
+    mount::TargetPath,
+    store::Medium,
+    view::fuse::{FuseMount, FuseOptions},
+};
+
+/// How long a publish waits for the keeper. One that is away is not waited for.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// How long processes that still have files of an unpublished volume open are served.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The mount of one volume, and its content.
+#[derive(Debug)]
+pub(super) struct Fused {
+    pub(super) content: VolumeContent,
+    /// `None` if nobody serves it: plugin and keeper both went.
+    mount: Mutex<Option<Arc<FuseMount>>>,
+}
+
+impl Fused {
+    /// A volume that nobody serves.
+    pub(super) fn new(content: VolumeContent) -> Self {
+        Self { content, mount: Mutex::new(None) }
+    }
+
+    fn served_by(self, mount: FuseMount) -> Self {
+        *self.mount.lock() = Some(Arc::new(mount));
+        self
+    }
+
+    fn mount(&self) -> Option<Arc<FuseMount>> {
+        self.mount.lock().clone()
+    }
+
+    /// Whether somebody serves it.
+    pub(super) fn is_served(&self) -> bool {
+        self.mount().is_some_and(|mount| !mount.has_ended())
+    }
+
+    /// Shows another listing, at once for all lookups after it.
+    ///
+    /// # Errors
+    /// The kernel could not be told, or what another process would need not be written.
+    ///
+    /// # Blocking
+    /// In proportion to the listing.
+    pub(super) fn show(&self, listing: &Listing) -> Result<(), NodeError> {
+        match self.mount() {
+            Some(mount) => Ok(mount.show(listing)?),
+            // The next publish mounts it anew.
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the session of a volume that was unmounted and released.
+    ///
+    /// # Cancellation
+    /// The session ends by itself when nothing is open any more.
+    pub(super) async fn close(&self) {
+        let Some(mount) = self.mount.lock().take() else { return };
+        // Nobody shows a listing in it any more: that is done under the target's lock.
+        if let Some(mount) = Arc::into_inner(mount)
+            && !mount.close(GRACE).await
+        {
+            tracing::error!("a FUSE session did not end; its thread is left behind");
+        }
+    }
+}
+
+impl Context {
+    fn ledger(&self, key: &VolumeKey) -> PathBuf {
+        self.directory(Medium::Disk, key).join("ledger")
+    }
+
+    /// The content of a volume that is about to be published. Blocks.
+    pub(super) fn content(&self, recipe: &Recipe, key: &VolumeKey) -> Result<Fused, NodeError> {
+        let directory = self.directory(Medium::Disk, key);
+        fresh(&directory).map_err(|error| NodeError::ledger(&directory, error))?;
+        let content = VolumeContent::new(self, &directory);
+        content.renew(&recipe.source, &self.seal(recipe));
+        Ok(Fused::new(content))
+    }
+
+    /// Mounts a listing at the target, and hands the mount to the keeper. Nothing stays mounted if
+    /// that fails. Blocks.
+    ///
+    /// Recorded first, as for the other views: an entry without a mount is garbage after a crash.
+    pub(super) fn serve(
+        &self,
+        entry: &Entry,
+        path: &TargetPath,
+        fused: &Fused,
+        listing: &Listing,
+    ) -> Result<(), NodeError> {
+        let key = VolumeKey::of(path.as_path());
+        self.registry.write(entry)?;
+        let ledger = self.ledger(&key);
+        fresh(&ledger).map_err(|error| NodeError::ledger(&ledger, error))?;
+        let target = self.kubelet.create_target(path)?;
+        let (content, options) = (Arc::new(fused.content.clone()), options(entry));
+        let mounted = FuseMount::new(&target, listing, options, content, &ledger);
+        let mount = mounted.inspect_err(|_| {
+            if let Err(error) = target.remove() {
+                tracing::warn!(%error, "failed to remove a target that could not be mounted");
+            }
+        })?;
+        self.hand_over(&key, &mount);
+        *fused.mount.lock() = Some(Arc::new(mount));
+        Ok(())
+    }
+
+    fn hand_over(&self, key: &VolumeKey, mount: &FuseMount) {
+        let name = name(key);
+        let handed = mount.device().and_then(|device| {
+            let state = State::new(&mount.handover()).map_err(io::Error::other)?;
+            self.custodian.put(name, Arc::new(device), state);
+            Ok(())
+        });
+        if let Err(error) = handed {
+            tracing::error!(%error, "a FUSE mount could not be handed over");
+        } else if !self.custodian.is_held(name, HAND_OVER) {
+            tracing::warn!(
+                keeper = ?self.custodian.status().link,
+                "the keeper does not hold a FUSE mount: until it does, a restart of the node plugin \
+                 ends it"
+            );
+        }
+    }
+
+    /// Goes on with the mount of an earlier process. Blocks.
+    pub(super) fn resume(
+        &self,
+        entry: &Entry,
+        kept: Option<Kept>,
+    ) -> (Fused, Option<Arc<Listing>>) {
+        let (key, options) = (entry.key(), options(entry));
+        let content = VolumeContent::new(self, &self.directory(Medium::Disk, &key));
+        let target_path = entry.target.display();
+        let Some(Kept { fd, state, .. }) = kept else {
+            tracing::error!(
+                %target_path,
+                "no keeper held this FUSE mount, so reads of it fail; the kubelet's next publish \
+                 mounts it again for new containers of the pod"
+            );
+            return (Fused::new(content), None);
+        };
+        let resumed = state.read().and_then(|state| Ok((state, fd.try_clone()?)));
+        let resumed = resumed.map_err(|error| full_message(&error)).and_then(|(state, fd)| {
+            let served = Arc::new(content.clone());
+            FuseMount::resume(fd, &state, &self.ledger(&key), options, served)
+                .map_err(|error| full_message(&error))
+        });
+        match resumed {
+            Ok((mount, listing)) => (Fused::new(content).served_by(mount), Some(listing)),
+            Err(error) => {
+                tracing::error!(%target_path, error, "failed to go on with a FUSE mount");
+                // Its readers get an error instead of waiting for ever.
+                self.custodian.release(name(&key));
+                (Fused::new(content), None)
+            }
+        }
+    }
+
+    /// Has the keeper let go of a mount that is there no more.
+    pub(super) fn release(&self, key: &VolumeKey) {
+        self.custodian.release(name(key));
+    }
+}
+
+fn options(entry: &Entry) -> FuseOptions {
+    let Shape { ownership, xattrs, .. } = entry.shape.expect("a volume that is served has a shape");
+    FuseOptions { ownership, xattrs, passthrough: true }
+}
+
+fn name(key: &VolumeKey) -> EntryName {
+    key.as_str().parse().expect("a key is a name")
+}
+
+/// An empty directory.
+fn fresh(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(directory)
+}

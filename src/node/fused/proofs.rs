@@ -1,0 +1,104 @@
+//! What S3 let a volume's principal read, for as long as the volume is published.
+//!
+//! ```text
+//! <volume's directory>/proofs
+//!     line        the principal, sealed
+//!     32 bytes    the name of each object version that it read
+//! ```
+//!
+//! It spares requests after a restart, and nothing depends on it: a file that cannot be read or
+//! written proves nothing, and S3 is asked again.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{source::SealedPrincipal, store::BlobId};
+
+const NAME: &str = "proofs";
+const LENGTH: usize = 32;
+
+/// The proofs of one principal in one volume.
+#[derive(Debug)]
+pub(super) struct Proofs {
+    path: PathBuf,
+    principal: Option<String>,
+    known: HashSet<[u8; LENGTH]>,
+    /// Whether the principal is the one that reads: not before it is there again after a restart.
+    counts: bool,
+    file: Option<File>,
+}
+
+impl Proofs {
+    /// What an earlier process knew. It counts once its principal is there again.
+    ///
+    /// # Blocking
+    /// Reads the file.
+    pub(super) fn open(directory: &Path) -> Self {
+        let path = directory.join(NAME);
+        let (principal, known) = std::fs::read(&path).ok().and_then(|it| parse(&it)).unzip();
+        Self { path, principal, known: known.unwrap_or_default(), counts: false, file: None }
+    }
+
+    /// Keeps what was proven for this principal, and forgets what was for another one.
+    ///
+    /// # Blocking
+    /// Writes a small file, or opens one.
+    pub(super) fn belong_to(&mut self, principal: &SealedPrincipal) {
+        let is_same = self.principal.as_deref() == Some(principal.as_str());
+        if is_same && self.counts {
+            return;
+        }
+        self.counts = true;
+        if !is_same {
+            self.known.clear();
+            self.principal = Some(principal.as_str().to_owned());
+        }
+        let untold =
+            |error: &io::Error| tracing::debug!(%error, "what is proven is not kept over a restart");
+        self.file = self.written().inspect_err(untold).ok();
+    }
+
+    /// The file with what is known, open for more.
+    fn written(&self) -> io::Result<File> {
+        let anew = self.path.with_extension("new");
+        let mut options = File::options();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&anew)?;
+        let mut content = self.principal.clone().unwrap_or_default().into_bytes();
+        content.push(b'\n');
+        content.extend(self.known.iter().flatten());
+        file.write_all(&content)?;
+        std::fs::rename(anew, &self.path)?;
+        Ok(file)
+    }
+
+    /// Whether the principal read this object version.
+    pub(super) fn has(&self, id: &BlobId) -> bool {
+        self.counts && self.known.contains(id.as_bytes())
+    }
+
+    /// Notes that S3 let the principal read it.
+    ///
+    /// # Blocking
+    /// One write(2) the first time.
+    pub(super) fn note(&mut self, id: &BlobId) {
+        if self.known.insert(*id.as_bytes())
+            && let Some(file) = &mut self.file
+            && let Err(error) = file.write_all(id.as_bytes())
+        {
+            tracing::debug!(%error, "a proof is not kept over a restart");
+        }
+    }
+}
+
+/// The principal and the names; a last one that a crash cut off is left out.
+fn parse(content: &[u8]) -> Option<(String, HashSet<[u8; LENGTH]>)> {
+    let end = content.iter().position(|byte| *byte == b'\n')?;
+    let principal = std::str::from_utf8(&content[..end]).ok()?;
+    let (names, _) = content[end + 1..].as_chunks::<LENGTH>();
+    Some((principal.to_owned(), names.iter().copied().collect()))
+}
