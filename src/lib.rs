@@ -11,7 +11,7 @@
 //!               the cache, the kernel, the network, what outlives the plugin
 //! source, telemetry, task, socket
 //!               who asks; what operators see; who owns a task; who may connect
-//! volume, config, listing, relpath, glob, object, certificate, units, problems, failure
+//! volume, config, listing, relpath, glob, object, certificate, units, problems, failure, packed
 //!               plain data and pure decisions
 //! ```
 //!
@@ -32,6 +32,7 @@ pub mod listing;
 pub mod mount;
 pub mod node;
 pub mod object;
+pub mod packed;
 pub mod problems;
 pub mod relpath;
 pub mod socket;

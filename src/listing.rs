@@ -6,6 +6,8 @@
 //! why no path is handed out earlier. Which objects those are at a moment of the past, [`StateAt`]
 //! decides before.
 
+mod codec;
+mod origin;
 mod past;
 
 use std::{
@@ -18,7 +20,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use self::past::{Evidence, KeyVersion, NULL_VERSION, StateAt};
+pub use self::{
+    codec::{read_object, write_object},
+    origin::Origin,
+    past::{Evidence, KeyVersion, NULL_VERSION, StateAt},
+};
 use crate::{
     failure::FailureKind,
     glob::Filter,

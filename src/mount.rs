@@ -27,7 +27,7 @@ mod target;
 mod tmpfs;
 
 pub use error::MountError;
-pub use fuse::{FuseConnection, FuseDevice};
+pub use fuse::{FuseConnection, FuseDevice, close_backing, has_ended, put_in_place};
 pub use machine::{forbid_core_dumps, memory_limit, raise_descriptor_limit};
 pub use table::check_propagation;
 pub use target::{KubeletDir, Target, TargetPath};

@@ -192,6 +192,11 @@ impl EndpointId {
         }
     }
 
+    /// The identity of which this is the text, as another process of the node had it.
+    pub fn from_text(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// The URL alone, for people.
     pub fn url(&self) -> &str {
         self.0.split('#').next().unwrap_or_default()

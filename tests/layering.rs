@@ -25,13 +25,14 @@ const LAYERS: &[&[Module]] = &[
     // Plain data and pure decisions.
     &[
         ("failure", &[]),
+        ("packed", &[]),
         ("problems", &["failure"]),
         ("units", &["failure", "problems"]),
         ("object", &["failure", "problems"]),
         ("certificate", &["failure", "problems"]),
         ("relpath", &["failure", "problems"]),
         ("glob", &["failure", "problems"]),
-        ("listing", &["failure", "problems", "units", "object", "relpath", "glob"]),
+        ("listing", &["failure", "packed", "problems", "units", "object", "relpath", "glob"]),
         ("config", &["failure", "problems", "units", "object"]),
         (
             "volume",

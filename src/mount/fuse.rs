@@ -7,11 +7,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -80,6 +81,36 @@ impl FuseConnection {
                 answer.map_err(|error| Failed::new("abort the FUSE connection by", error).at(&file))
             }
         }
+    }
+}
+
+/// Makes the descriptor `place` lead to what `fd` leads to, whatever it led to: its owner notices
+/// nothing. Close-on-exec is set.
+///
+/// # Errors
+/// What `dup3(2)` answers; then nothing has changed.
+pub fn put_in_place(fd: impl AsFd, place: impl AsFd) -> io::Result<()> {
+    Ok(kernel::put_in_place(fd.as_fd(), place.as_fd())?)
+}
+
+/// Whether the file system behind a descriptor of `/dev/fuse` is gone: unmounted, or its connection
+/// aborted. Nothing is asked of it.
+///
+/// # Errors
+/// What `poll(2)` answers.
+pub fn has_ended(device: impl AsFd) -> io::Result<bool> {
+    Ok(kernel::has_hung_up(device.as_fd())?)
+}
+
+/// Gives up a file that was registered to be read by the kernel alone. Files that are open with it
+/// can be read on; no other open can lead to it. One that is unknown is fine.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn close_backing(device: impl AsFd, id: u32) -> io::Result<()> {
+    match kernel::close_backing(device.as_fd(), id) {
+        Err(Errno::ENOENT) => Ok(()),
+        answer => Ok(answer?),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Thin wrappers of the system calls that nix lacks: `statx(2)`, `open_tree(2)`, `move_mount(2)`,
-//! `mount_setattr(2)`. No policy: flags are fixed where only one combination is ever right.
+//! `mount_setattr(2)`, and what FUSE needs. No policy: flags are fixed where only one combination is ever right.
 
 use std::ffi::c_int;
 use std::mem::{MaybeUninit, size_of};
@@ -100,4 +100,29 @@ pub(super) fn attach_mount(fd: BorrowedFd<'_>, path: &Path) -> nix::Result<()> {
         }
     })?;
     Errno::result(answer).map(drop)
+}
+
+/// `dup3(2)`: the number `place` leads to what `fd` leads to, closed on exec; what it led to is closed.
+pub(super) fn put_in_place(fd: BorrowedFd<'_>, place: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: both numbers are open for the length of the call, and `place` stays open: whoever owns
+    // it closes what it leads to then.
+    let answer = unsafe { libc::dup3(fd.as_raw_fd(), place.as_raw_fd(), libc::O_CLOEXEC) };
+    Errno::result(answer).map(drop)
+}
+
+/// `ioctl(2)` `FUSE_DEV_IOC_BACKING_CLOSE`: no further open leads to a backing file. Linux 6.9+.
+pub(super) fn close_backing(device: BorrowedFd<'_>, id: u32) -> nix::Result<()> {
+    const CLOSE: libc::Ioctl = libc::_IOW::<u32>(b'\xe5' as u32, 2);
+    // SAFETY: the pointer is to a number of the size that the request names, which is only read.
+    let answer = unsafe { libc::ioctl(device.as_raw_fd(), CLOSE, &raw const id) };
+    Errno::result(answer).map(drop)
+}
+
+/// `poll(2)` without waiting: whether the other end is gone.
+pub(super) fn has_hung_up(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    let mut asked = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: the pointer is to one structure, which outlives the call.
+    let answer = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    Errno::result(answer)?;
+    Ok(asked.revents & (libc::POLLERR | libc::POLLHUP) != 0)
 }

@@ -17,21 +17,29 @@
 //! - **Every open asks for no FLUSH**, which otherwise makes `close(2)` wait for this process.
 //!
 //! The mount is made by `mount` with a descriptor of ours, so that ending a session unmounts nothing
-//! and other processes can keep the connection alive.
+//! and other processes can keep the connection alive. What one needs to go on with it stands in a
+//! directory of the mount's own, the *ledger*, at every moment: a process is never asked to leave.
 
 mod adapter;
+#[expect(unsafe_code, reason = "to answer with a number that the library did not make")]
+mod backing;
 mod build;
 mod changes;
 mod directories;
 mod errno;
+mod handles;
+mod handover;
+mod journal;
+mod ledger;
 mod notice;
 mod numbers;
 mod opens;
+mod resume;
 mod served;
 mod session;
 mod table;
 
-use std::{error::Error, fmt, fs::File, sync::Arc};
+use std::{error::Error, fmt, fs::File, io::ErrorKind, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -39,6 +47,7 @@ use thiserror::Error;
 
 pub use self::{
     numbers::BadNumbers,
+    resume::ResumeError,
     session::{FuseMount, FuseOptions, Negotiated},
 };
 use crate::{failure::FailureKind, mount::MountError, object::Object};
@@ -116,6 +125,9 @@ pub enum FuseError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What another process needs to go on could not be written.
+    #[error("failed to write down what is needed to go on with a FUSE mount after a restart")]
+    Ledger(#[source] std::io::Error),
 }
 
 impl FuseError {
@@ -123,7 +135,8 @@ impl FuseError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Mount(error) => error.kind(),
-            Self::Session { .. } => FailureKind::Internal,
+            Self::Ledger(error) if error.kind() == ErrorKind::StorageFull => FailureKind::Exhausted,
+            Self::Session { .. } | Self::Ledger(_) => FailureKind::Internal,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
@@ -23,10 +23,10 @@ use fuser::{
 use futures::future::BoxFuture;
 
 use super::{
-    OpenFile, Refusal,
+    Refusal,
     directories::Line,
     errno::errno,
-    opens::{Answer, Open, Shown, Standing, Whole, answer},
+    handles::Opened,
     served::{Missing, Served},
     session::negotiate,
     table::{Attributes, Id, Table},
@@ -54,6 +54,10 @@ impl From<Missing> for Errno {
             Missing::Name => Self::ENOENT,
             Missing::Inode => Self::ESTALE,
             Missing::Refused(refusal) => refused(&refusal),
+            Missing::Unnoted(error) => {
+                tracing::error!(%error, "failed to note an open file for the next process");
+                Self::EIO
+            }
         }
     }
 }
@@ -87,39 +91,6 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
 }
 
 impl Adapter {
-    /// Registers a file to be read by the kernel alone. Without the privilege, or where the store
-    /// lies on a file system that cannot be stacked upon, no other file need be tried.
-    fn register(&self, file: &dyn OpenFile, reply: &ReplyOpen) -> Option<Arc<fuser::BackingId>> {
-        match reply.open_backing(file.whole()?) {
-            Ok(backing) => Some(Arc::new(backing)),
-            Err(error) => {
-                self.0.takes_backing.store(false, Ordering::Relaxed);
-                tracing::info!(%error, "the kernel takes no backing files; all reads come here");
-                None
-            }
-        }
-    }
-
-    fn open_file(&self, number: u64, shown: Shown, file: Arc<dyn OpenFile>, reply: ReplyOpen) {
-        let usable = self.0.takes_backing.load(Ordering::Relaxed) && file.whole().is_some();
-        let whole = if usable { Whole::Usable } else { Whole::No };
-        let mut opens = self.0.opens.lock();
-        let backing = match answer(opens.standing(number), whole) {
-            Answer::Cached => None,
-            Answer::Register => self.register(&*file, &reply),
-            Answer::Same => opens.backing(number),
-        };
-        let handle = FileHandle(opens.add(number, Open { shown, file, backing: backing.clone() }));
-        debug_assert_eq!(opens.standing(number) == Standing::Passthrough, backing.is_some());
-        drop(opens);
-        let flags = FopenFlags::FOPEN_NOFLUSH;
-        match backing {
-            Some(backing) => reply.opened_passthrough(handle, flags, &backing),
-            // What is cached for a number stays right.
-            None => reply.opened(handle, flags | FopenFlags::FOPEN_KEEP_CACHE),
-        }
-    }
-
     /// Answers at once what is there at once, and leaves the rest to a task.
     fn answer_read(&self, mut read: BoxFuture<'static, Result<Bytes, Refusal>>, reply: ReplyData) {
         let _runtime = self.0.runtime.enter();
@@ -162,11 +133,12 @@ fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let negotiated = negotiate(config, self.0.options.passthrough);
-        if !negotiated.passthrough {
-            self.0.takes_backing.store(false, Ordering::Relaxed);
+        // Who goes on with a connection has the terms of the process that made it.
+        let passthrough = self.0.options.passthrough;
+        let agreed = self.0.negotiated.get_or_init(|| negotiate(config, passthrough));
+        if agreed.passthrough && passthrough {
+            self.0.handles.lock().offer_backing();
         }
-        self.0.negotiated.get_or_init(|| negotiated);
         Ok(())
     }
 
@@ -186,16 +158,19 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let opened = self.0.shown(ino.0).and_then(|shown| {
-            let file = self.0.open(&shown.object)?;
-            Ok((shown, file))
-        });
-        match opened {
-            Ok((shown, file)) => self.open_file(ino.0, shown, file, reply),
+        let flags = FopenFlags::FOPEN_NOFLUSH;
+        match self.0.open(request.unique().0, ino.0) {
+            Ok(Opened { handle, backing: Some(backing) }) => {
+                backing.answer(reply, FileHandle(handle), flags);
+            }
+            // What is cached for a number stays right.
+            Ok(Opened { handle, backing: None }) => {
+                reply.opened(FileHandle(handle), flags | FopenFlags::FOPEN_KEEP_CACHE);
+            }
             Err(missing) => reply.error(missing.into()),
         }
     }
@@ -220,14 +195,14 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        ino: INodeNo,
+        _: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let closed = self.0.opens.lock().remove(ino.0, fh.0);
+        let closed = self.0.handles.lock().release(fh.0);
         // What is closed here takes a system call, or more.
         drop(closed);
         reply.ok();

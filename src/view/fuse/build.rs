@@ -4,11 +4,11 @@
 //! and directories, merged, therefore finds everybody's parent on a stack; a second one puts the
 //! children of each directory side by side.
 
-use std::{collections::HashMap, iter::Peekable, slice, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, iter::Peekable, slice, time::SystemTime};
 
-use super::table::{Body, Id, Moment, Origin, ROOT, Row, TOP, Table};
+use super::table::{Body, Id, Moment, ROOT, Row, TOP, Table};
 use crate::{
-    listing::{Entry, Listing},
+    listing::{Entry, Listing, Origin},
     object::{Object, ObjectVersion},
     relpath::RelPath,
     volume::Ownership,
@@ -213,7 +213,7 @@ impl<'a> Builder<'a> {
     }
 
     fn origin(&mut self, path: &str, version: &ObjectVersion) -> u32 {
-        let origin = origin(path, version);
+        let origin = Origin::of(path, version);
         if let Some(known) = self.origins.get(&origin) {
             return *known;
         }
@@ -221,22 +221,6 @@ impl<'a> Builder<'a> {
         self.table.origins.push(origin.clone());
         self.origins.insert(origin, index);
         index
-    }
-}
-
-/// What a file's key has before the part that its path has as well.
-fn origin(path: &str, version: &ObjectVersion) -> Origin {
-    let key = version.key.as_str();
-    let common = path.bytes().rev().zip(key.bytes().rev()).take_while(|(a, b)| a == b).count();
-    // Equal bytes need not begin with a whole character.
-    let whole = |length: &usize| key.is_char_boundary(key.len() - length);
-    let common = (0..=common).rev().find(whole).unwrap_or(0);
-    Origin {
-        endpoint: version.endpoint.clone(),
-        bucket: version.bucket.clone(),
-        sse_key: version.sse_key,
-        key_head: Arc::from(&key[..key.len() - common]),
-        path_skip: path.len() - common,
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the kernel must forget when one table follows another.
 
-use super::table::{Body, Id, Table};
+use super::{
+    notice::Untold,
+    table::{Body, Id, Table},
+};
 
 /// What the kernel may know from a table and must not go on believing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -10,6 +13,17 @@ pub(super) struct Outdated {
     pub(super) names: Vec<Id>,
     /// The numbers of directories that are still there and have other children.
     pub(super) directories: Vec<u64>,
+}
+
+impl Outdated {
+    /// What the kernel must be told; `old` is the table that this is about.
+    pub(super) fn untold<'a>(
+        &'a self,
+        old: &'a Table,
+    ) -> Untold<'a, impl ExactSizeIterator<Item = (u64, &'a [u8])>> {
+        let name = |id: &Id| (old.number(old.parent(*id)), old.name(*id));
+        Untold { names: self.names.iter().map(name), directories: &self.directories }
+    }
 }
 
 impl Table {

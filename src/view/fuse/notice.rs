@@ -8,21 +8,35 @@
 //! unless they are open (it drops an inode with its last name). So it is sent only when more than one
 //! name leads elsewhere.
 //!
-//! Notices take locks in the kernel that a lookup under way may hold:
-//! they are sent from threads that serve no requests, and without any lock of ours.
+//! Notices take locks in the kernel that a lookup under way may hold: they are sent from threads that
+//! serve no requests, straight to the device, and without any lock of ours.
+//!
+//! Source: kernel `include/uapi/linux/fuse.h`, `fuse_out_header` and `fuse_notify_*_out`.
 
 use std::{
-    ffi::OsStr,
     io,
-    os::{fd::AsFd, unix::ffi::OsStrExt},
+    os::fd::{AsFd, BorrowedFd},
 };
 
-use fuser::{INodeNo, Notifier};
+use nix::errno::Errno;
 
-use super::{changes::Outdated, table::Table};
-
-/// `FUSE_NOTIFY_INC_EPOCH`, which fuser does not have.
+/// `FUSE_NOTIFY_INVAL_INODE`.
+const INVAL_INODE: i32 = 2;
+/// `FUSE_NOTIFY_INVAL_ENTRY`.
+const INVAL_ENTRY: i32 = 3;
+/// `FUSE_NOTIFY_RESEND`, Linux 6.9.
+const RESEND: i32 = 7;
+/// `FUSE_NOTIFY_INC_EPOCH`, Linux 6.16.
 const INC_EPOCH: i32 = 8;
+
+/// What is wrong about what the kernel knows.
+#[derive(Debug)]
+pub(super) struct Untold<'a, N> {
+    /// Names that lead nowhere or elsewhere, each with the number of its directory.
+    pub(super) names: N,
+    /// Directories with other children.
+    pub(super) directories: &'a [u64],
+}
 
 /// How the kernel is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +48,7 @@ pub(super) enum Notices {
     OneByOne,
 }
 
-/// Tells the kernel what is wrong about the `old` table.
+/// Tells the kernel what is wrong.
 ///
 /// # Errors
 /// What the kernel answers: `ENOTCONN` for a volume that is unmounted. All is tried, and the first
@@ -42,42 +56,76 @@ pub(super) enum Notices {
 ///
 /// # Blocking
 /// Waits for requests under way in the directories concerned.
-pub(super) fn tell(
-    device: &impl AsFd,
-    notifier: &Notifier,
-    old: &Table,
-    outdated: &Outdated,
+pub(super) fn tell<'a>(
+    device: impl AsFd,
+    untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
     notices: Notices,
 ) -> io::Result<()> {
+    let device = device.as_fd();
     let mut outcome = Ok(());
-    let mut note = |answer: io::Result<()>| {
+    let mut note = |answer: nix::Result<()>| {
         if outcome.is_ok() {
             outcome = answer;
         }
     };
     // One name changes at once in any case.
-    if notices == Notices::AtOnce && outdated.names.len() > 1 {
+    if notices == Notices::AtOnce && untold.names.len() > 1 {
         note(increase_epoch(device));
     }
-    for id in &outdated.names {
-        let parent = INodeNo(old.number(old.parent(*id)));
-        note(notifier.inval_entry(parent, OsStr::from_bytes(old.name(*id))));
+    for (directory, name) in untold.names {
+        note(forget_name(device, directory, name));
     }
-    for number in &outdated.directories {
-        // A negative offset: attributes only.
-        note(notifier.inval_inode(INodeNo(*number), -1, 0));
+    for number in untold.directories {
+        note(forget_attributes(device, *number));
     }
-    outcome
+    Ok(outcome?)
+}
+
+/// Makes the kernel send again, first of all, what a process took from it and did not answer.
+///
+/// # Errors
+/// `EINVAL` before Linux 6.9.
+pub(super) fn resend(device: impl AsFd) -> io::Result<()> {
+    Ok(send(device.as_fd(), RESEND, &[])?)
 }
 
 /// Makes the kernel look up every name again, where it knows how.
-fn increase_epoch(device: &impl AsFd) -> io::Result<()> {
-    // struct fuse_out_header: length, code in place of an error, 0 in place of a request.
-    let mut notice = [0; 16];
-    notice[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    notice[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
-    match nix::unistd::write(device, &notice) {
-        Ok(_) | Err(nix::errno::Errno::EINVAL) => Ok(()),
-        Err(errno) => Err(errno.into()),
+fn increase_epoch(device: BorrowedFd<'_>) -> nix::Result<()> {
+    match send(device, INC_EPOCH, &[]) {
+        Err(Errno::EINVAL) => Ok(()),
+        answer => answer,
     }
+}
+
+fn forget_name(device: BorrowedFd<'_>, directory: u64, name: &[u8]) -> nix::Result<()> {
+    let length = u32::try_from(name.len()).map_err(|_| Errno::ENAMETOOLONG)?;
+    let flags = 0_u32;
+    let (directory, length, flags) =
+        (directory.to_ne_bytes(), length.to_ne_bytes(), flags.to_ne_bytes());
+    known(send(device, INVAL_ENTRY, &[&directory, &length, &flags, name, &[0]]))
+}
+
+fn forget_attributes(device: BorrowedFd<'_>, number: u64) -> nix::Result<()> {
+    // A negative offset: no content.
+    let (offset, length) = (-1_i64, 0_i64);
+    let parts = [number.to_ne_bytes(), offset.to_ne_bytes(), length.to_ne_bytes()];
+    known(send(device, INVAL_INODE, &[parts.as_flattened()]))
+}
+
+/// What the kernel does not know, it need not forget.
+fn known(answer: nix::Result<()>) -> nix::Result<()> {
+    match answer {
+        Err(Errno::ENOENT) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// Sends one notice: a header with its code in place of an error and 0 in place of a request.
+fn send(device: BorrowedFd<'_>, code: i32, parts: &[&[u8]]) -> nix::Result<()> {
+    let mut notice = vec![0; 16];
+    notice.extend(parts.iter().copied().flatten());
+    let length = u32::try_from(notice.len()).map_err(|_| Errno::EMSGSIZE)?;
+    notice[..4].copy_from_slice(&length.to_ne_bytes());
+    notice[4..8].copy_from_slice(&code.to_ne_bytes());
+    nix::unistd::write(device, &notice).map(drop)
 }

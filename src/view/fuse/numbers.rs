@@ -12,13 +12,17 @@
 //! The kernel holds numbers that a former process gave out, so a mistake here would show one file's
 //! bytes under another's name. Nothing is taken on trust.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{collections::HashMap, io, time::SystemTime};
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::table::{Body, Id, Moment, Origin, ROOT, Table};
-use crate::{listing::Listing, volume::Ownership};
+use super::table::{Body, Id, Moment, ROOT, Table};
+use crate::{
+    listing::{Listing, Origin},
+    packed::{put, put_signed, take, take_signed},
+    volume::Ownership,
+};
 
 const MAGIC: &[u8] = b"s3vn\x01";
 const SHAPE: usize = 16;
@@ -38,45 +42,53 @@ pub enum BadNumbers {
     Other,
 }
 
+/// All that can go wrong with bytes in memory.
+impl From<io::Error> for BadNumbers {
+    fn from(_: io::Error) -> Self {
+        Self::Damaged
+    }
+}
+
 impl Table {
     /// The numbers as bytes: 2 to 4 for each file, as a rule.
     pub(super) fn numbers(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
+        self.put_numbers(&mut out).expect("a vector takes everything");
+        let check = Sha256::digest(&out);
+        out.extend_from_slice(&check[..CHECK]);
+        out
+    }
+
+    fn put_numbers(&self, out: &mut Vec<u8>) -> io::Result<()> {
         for value in [self.next, self.rows.len() as u64] {
-            put(&mut out, value);
+            put(out, value)?;
         }
         out.extend_from_slice(&self.shape());
         let mut last = 0;
         for row in &self.rows {
-            put_signed(&mut out, row.number.wrapping_sub(last).cast_signed());
+            put_signed(out, row.number.wrapping_sub(last).cast_signed())?;
             last = row.number;
         }
         for row in self.rows.iter().filter(|row| matches!(row.body, Body::Directory { .. })) {
             let Moment { seconds, nanos } = row.modified;
-            put_signed(&mut out, seconds);
-            put(&mut out, nanos.into());
+            put_signed(out, seconds)?;
+            put(out, nanos.into())?;
         }
-        let check = Sha256::digest(&out);
-        out.extend_from_slice(&check[..CHECK]);
-        out
+        Ok(())
     }
 
     /// The table of a listing with the numbers that a former process gave to it.
     ///
     /// # Errors
     /// [`BadNumbers`]; there is no table then, and what the kernel holds must not be served.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "called once a process goes on with the mounts of another")
-    )]
     pub(super) fn with_numbers(
         listing: &Listing,
         ownership: Ownership,
         numbers: &[u8],
     ) -> Result<Self, BadNumbers> {
-        let mut input = Input(checked(numbers)?);
-        let (next, count) = (input.take()?, input.take()?);
-        let shape = input.bytes(SHAPE)?;
+        let mut input = checked(numbers)?;
+        let (next, count) = (take(&mut input)?, take(&mut input)?);
+        let (shape, mut input) = input.split_at_checked(SHAPE).ok_or(BadNumbers::Damaged)?;
         let mut table = Self::new(listing, ownership, SystemTime::UNIX_EPOCH);
         if count != table.rows.len() as u64 || shape != table.shape() {
             return Err(BadNumbers::Other);
@@ -84,18 +96,18 @@ impl Table {
         table.next = next;
         let mut last = 0_u64;
         for row in &mut table.rows {
-            last = last.wrapping_add(input.take_signed()?.cast_unsigned());
+            last = last.wrapping_add(take_signed(&mut input)?.cast_unsigned());
             row.number = last;
         }
         for row in &mut table.rows {
             if matches!(row.body, Body::Directory { .. }) {
-                let (seconds, nanos) = (input.take_signed()?, input.take()?);
+                let (seconds, nanos) = (take_signed(&mut input)?, take(&mut input)?);
                 let nanos = u32::try_from(nanos).map_err(|_| BadNumbers::Damaged)?;
                 row.modified = Moment { seconds, nanos };
             }
         }
         table.index()?;
-        if input.0.is_empty() { Ok(table) } else { Err(BadNumbers::Damaged) }
+        if input.is_empty() { Ok(table) } else { Err(BadNumbers::Damaged) }
     }
 
     /// Finds rows by the numbers that were read, which must all be different and given out.
@@ -144,45 +156,4 @@ fn checked(bytes: &[u8]) -> Result<&[u8], BadNumbers> {
     let (content, check) = bytes.split_last_chunk::<CHECK>().ok_or(BadNumbers::Damaged)?;
     let right = Sha256::digest(content)[..CHECK] == check[..];
     right.then(|| content.get(MAGIC.len()..)).flatten().ok_or(BadNumbers::Damaged)
-}
-
-fn put(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(0x80 | (value & 0x7f) as u8);
-        value >>= 7;
-    }
-    out.push((value & 0x7f) as u8);
-}
-
-/// Small amounts in either direction are short.
-fn put_signed(out: &mut Vec<u8>, value: i64) {
-    put(out, ((value << 1) ^ (value >> 63)).cast_unsigned());
-}
-
-/// What is still to be read.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], BadNumbers> {
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(BadNumbers::Damaged)?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-
-    fn take(&mut self) -> Result<u64, BadNumbers> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.bytes(1)?[0];
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(BadNumbers::Damaged)
-    }
-
-    fn take_signed(&mut self) -> Result<i64, BadNumbers> {
-        let value = self.take()?;
-        Ok((value >> 1).cast_signed() ^ -((value & 1).cast_signed()))
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
-    time::{Duration, SystemTime},
+    io,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,11 +15,12 @@ use tokio::{runtime::Handle, time::sleep};
 use super::{
     Content, OpenFile, Refusal,
     directories::Directories,
-    opens::{Open, Opens, Shown},
+    handles::{Handles, Opened, Opening},
+    opens::{Open, Shown},
     session::{FuseOptions, Negotiated},
     table::{Attributes, Table},
 };
-use crate::{failure::FailureKind, listing::Listing, object::Object, task::Tasks};
+use crate::{failure::FailureKind, object::Object, task::Tasks};
 
 /// What the names of all our extended attributes begin with.
 const XATTRS: &[u8] = b"user.s3view.";
@@ -39,11 +41,9 @@ pub(super) struct Served {
     /// still open what it found.
     former: Mutex<VecDeque<Arc<Table>>>,
     pub(super) content: Arc<dyn Content>,
-    pub(super) opens: Mutex<Opens<fuser::BackingId>>,
+    pub(super) handles: Mutex<Handles>,
     pub(super) directories: Mutex<Directories>,
     pub(super) options: FuseOptions,
-    /// Whether the kernel takes backing files from us: known after the first refusal.
-    pub(super) takes_backing: AtomicBool,
     pub(super) negotiated: OnceLock<Negotiated>,
     /// The reads under way.
     pub(super) tasks: Tasks,
@@ -59,26 +59,28 @@ pub(super) enum Missing {
     Inode,
     /// The content was refused.
     Refused(Refusal),
+    /// It could not be noted for the process that comes next.
+    Unnoted(io::Error),
 }
 
 impl Served {
+    /// Within the runtime that then runs the reads.
     pub(super) fn new(
         table: Table,
         content: Arc<dyn Content>,
+        handles: Handles,
         options: FuseOptions,
-        runtime: Handle,
     ) -> Self {
         Self {
             table: RwLock::new(Arc::new(table)),
             former: Mutex::default(),
             content,
-            opens: Mutex::new(Opens::new()),
+            handles: Mutex::new(handles),
             directories: Mutex::new(Directories::new()),
-            takes_backing: AtomicBool::new(options.passthrough),
             options,
             negotiated: OnceLock::new(),
             tasks: Tasks::default(),
-            runtime,
+            runtime: Handle::current(),
         }
     }
 
@@ -87,18 +89,11 @@ impl Served {
         self.table.read()
     }
 
-    /// Shows another listing; returns the table before and after. One caller at a time.
-    pub(super) fn swap(
-        self: &Arc<Self>,
-        listing: &Listing,
-        now: SystemTime,
-    ) -> (Arc<Table>, Arc<Table>) {
-        let old = Arc::clone(&self.table());
-        let new = Arc::new(old.succeed(listing, now));
-        self.keep(Arc::clone(&old));
-        *self.table.write() = Arc::clone(&new);
-        self.forget_later(Arc::downgrade(&old));
-        (old, new)
+    /// Shows another table, which succeeds `old`. One caller at a time.
+    pub(super) fn swap(self: &Arc<Self>, old: &Arc<Table>, new: Arc<Table>) {
+        self.keep(Arc::clone(old));
+        *self.table.write() = new;
+        self.forget_later(Arc::downgrade(old));
     }
 
     fn keep(&self, old: Arc<Table>) {
@@ -140,7 +135,7 @@ impl Served {
     /// What is known about a number, be it listed or only open.
     pub(super) fn attributes(&self, table: &Table, number: u64) -> Result<Attributes, Missing> {
         let listed = self.ask(table, |table| Some(table.attributes(table.find(number)?)));
-        let open = || self.opens.lock().shown(number).map(|shown| shown.attributes);
+        let open = || self.handles.lock().opens.shown(number).map(|shown| shown.attributes);
         listed.or_else(open).ok_or(Missing::Inode)
     }
 
@@ -152,12 +147,32 @@ impl Served {
             let object = Arc::new(table.object(id)?);
             Some(Shown { object, attributes: table.attributes(id) })
         });
-        let open = || self.opens.lock().shown(number).cloned();
+        let open = || self.handles.lock().opens.shown(number).cloned();
         listed.or_else(open).ok_or(Missing::Inode)
     }
 
+    /// Opens a file for a request.
+    pub(super) fn open(&self, request: u64, number: u64) -> Result<Opened, Missing> {
+        let content = self.shown(number).and_then(|shown| {
+            let file = self.content(&shown.object)?;
+            Ok(Opening { request, shown, file })
+        });
+        let whole = match &content {
+            Ok(open) if self.handles.lock().takes_backing() => open.file.whole(),
+            _ => None,
+        };
+        let mut handles = self.handles.lock();
+        match content {
+            Ok(open) => handles.open(open, whole.as_deref()).map_err(Missing::Unnoted),
+            Err(missing) => {
+                handles.give_up(request);
+                Err(missing)
+            }
+        }
+    }
+
     /// Opens the content of an object.
-    pub(super) fn open(&self, object: &Object) -> Result<Arc<dyn OpenFile>, Missing> {
+    fn content(&self, object: &Object) -> Result<Arc<dyn OpenFile>, Missing> {
         let _runtime = self.runtime.enter();
         self.content.open(object).map_err(Missing::Refused)
     }
@@ -173,7 +188,7 @@ impl Served {
         size: u32,
     ) -> Result<BoxFuture<'static, Result<Bytes, Refusal>>, Missing> {
         let known = {
-            let opens = self.opens.lock();
+            let Handles { opens, .. } = &*self.handles.lock();
             opens.file(handle).zip(opens.shown(number).map(|shown| shown.attributes.size))
         };
         let (file, length) = match known {
@@ -192,9 +207,9 @@ impl Served {
 
     fn reopen(&self, number: u64, handle: u64) -> Result<(Arc<dyn OpenFile>, u64), Missing> {
         let shown = self.shown(number)?;
-        let (file, length) = (self.open(&shown.object)?, shown.attributes.size);
-        let open = Open { shown, file: Arc::clone(&file), backing: None };
-        self.opens.lock().adopt(number, handle, open);
+        let (file, length) = (self.content(&shown.object)?, shown.attributes.size);
+        let open = Open { request: 0, shown, file: Arc::clone(&file), backing: None };
+        self.handles.lock().opens.add(number, handle, open);
         Ok((file, length))
     }
 

@@ -1,28 +1,34 @@
 //! A mounted volume: the session that serves it, and how it ends.
 
 use std::{
-    io,
+    io, iter,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
 };
 
-use fuser::{Config, InitFlags, KernelConfig, Notifier, Session, SessionACL, Version};
+use fuser::{Config, InitFlags, KernelConfig, Session, SessionACL, Version};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::watch, time::timeout};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
-    Content, FuseError,
+    Content, FuseError, ResumeError,
     adapter::Adapter,
-    notice::{self, Notices},
+    handles::Handles,
+    handover::Handover,
+    journal::Left,
+    ledger::{Ledger, Shown},
+    notice::{self, Notices, Untold},
+    resume::introduce,
     served::Served,
     table::Table,
 };
 use crate::{
     failure::full_message,
     listing::Listing,
-    mount::{FuseConnection, FuseDevice, Target},
+    mount::{FuseConnection, Target, has_ended, put_in_place},
     task::blocking,
     volume::Ownership,
 };
@@ -60,6 +66,8 @@ pub struct Negotiated {
     pub protocol: (u32, u32),
     /// The capabilities that the kernel offered, as bits of INIT.
     pub offered: u64,
+    /// Those of them that were asked for.
+    pub granted: u64,
     /// The most bytes that the kernel reads ahead.
     pub max_readahead: u32,
     /// Whether files may be read by the kernel alone.
@@ -92,7 +100,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> Negotia
     let max_write = config.set_max_write(MAX_READ);
     tracing::debug!(?background, ?max_write, passthrough, "negotiated with the kernel");
     let Version(major, minor) = config.kernel_abi();
-    Negotiated { protocol: (major, minor), offered: offered.bits(), max_readahead, passthrough }
+    let (offered, granted) = (offered.bits(), granted.bits());
+    Negotiated { protocol: (major, minor), offered, granted, max_readahead, passthrough }
 }
 
 /// A volume that is mounted and served.
@@ -102,9 +111,9 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> Negotia
 #[derive(Debug)]
 pub struct FuseMount {
     served: Arc<Served>,
-    device: OwnedFd,
+    ledger: Ledger,
+    device: Arc<OwnedFd>,
     connection: FuseConnection,
-    notifier: Notifier,
     /// One swap at a time.
     swapping: Mutex<Notices>,
     ended: watch::Receiver<bool>,
@@ -114,23 +123,43 @@ pub struct FuseMount {
 impl FuseMount {
     /// Mounts a listing at `target`, on top of what is there, and serves it.
     ///
+    /// `ledger` is a directory of this mount's own, made if it is not there, and removed by the caller
+    /// when the volume is: what another process needs to go on stands there, at every moment from now
+    /// on. It must survive the process, and need not survive a reboot.
+    ///
     /// # Errors
-    /// `Mount`, `Session`; nothing stays mounted then.
+    /// `Mount`, `Session`, `Ledger`; nothing stays mounted then.
     ///
     /// # Blocking
-    /// For as long as it takes to build the inode table, in proportion to the listing, and to
-    /// mount. Within a runtime, which then runs the reads.
+    /// For as long as it takes to build the inode table and write it down, in proportion to the
+    /// listing, and to mount. Within a runtime, which then runs the reads.
     pub fn new(
         target: &Target,
         listing: &Listing,
         options: FuseOptions,
         content: Arc<dyn Content>,
+        ledger: &Path,
     ) -> Result<Self, FuseError> {
         let table = Table::new(listing, options.ownership, SystemTime::now());
-        let served = Arc::new(Served::new(table, content, options, Handle::current()));
+        let ledger = Ledger::create(ledger).map_err(FuseError::Ledger)?;
+        let untold = Untold { names: iter::empty(), directories: &[] };
+        ledger.save(listing, &table, untold).map_err(FuseError::Ledger)?;
         let device = target.mount_fuse(MAX_READ)?;
         let connection = device.connection();
-        Self::serve(served, device).inspect_err(|_| {
+        let start = || {
+            let device = Arc::new(device.into_fd());
+            let handles =
+                Handles::create(&ledger, Arc::clone(&device)).map_err(FuseError::Ledger)?;
+            let served = Arc::new(Served::new(table, content, handles, options));
+            let failed = |action| move |source| FuseError::Session { action, source };
+            let adapter = Adapter(Arc::clone(&served));
+            let own = device.try_clone().map_err(failed("keep"))?;
+            let session = Session::from_fd(adapter, own, SessionACL::All, config());
+            let session = session.map_err(failed("start"))?;
+            let serving = Serving { served, ledger, device, connection };
+            serving.run(session, || {}).map_err(failed("run"))
+        };
+        start().inspect_err(|_| {
             // Without a session nobody may be left waiting for one.
             let undone = target.unmount_all().map(drop).and_then(|()| connection.abort());
             if let Err(error) = undone {
@@ -139,25 +168,59 @@ impl FuseMount {
         })
     }
 
-    fn serve(served: Arc<Served>, device: FuseDevice) -> Result<Self, FuseError> {
-        let failed = |action| move |source| FuseError::Session { action, source };
-        let connection = device.connection();
-        let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        let adapter = Adapter(Arc::clone(&served));
-        let session = Session::from_fd(adapter, device.into_fd(), SessionACL::All, config)
-            .map_err(failed("start"))?;
-        let device = session.as_fd().try_clone_to_owned().map_err(failed("keep"))?;
-        let notifier = session.notifier();
-        let (end, ended) = watch::channel(false);
-        let run = move || {
-            run(session, connection);
-            end.send_replace(true);
-        };
-        let thread =
-            thread::Builder::new().name("fuse".into()).spawn(run).map_err(failed("run"))?;
-        let swapping = Mutex::new(Notices::AtOnce);
-        Ok(Self { served, device, connection, notifier, swapping, ended, thread })
+    /// Goes on with a mount that a former process made, and tells what it shows.
+    ///
+    /// `device` is a descriptor of the connection, and stays the caller's; `handover` is what
+    /// [`FuseMount::handover`] gave; `ledger` and `options` are what the mount was made with. Whoever
+    /// waits for an answer of the former process gets it from this one.
+    ///
+    /// # Errors
+    /// [`ResumeError`]; then the mount is as it was, and another attempt can be made.
+    ///
+    /// # Blocking
+    /// In proportion to the listing and to what the last swap changed. Within a runtime, which then
+    /// runs the reads.
+    pub fn resume(
+        device: impl AsFd,
+        handover: &[u8],
+        ledger: &Path,
+        options: FuseOptions,
+        content: Arc<dyn Content>,
+    ) -> Result<(Self, Arc<Listing>), ResumeError> {
+        let failed = |action| move |source| ResumeError::System { action, source };
+        let Handover { mount, connection, negotiated } = Handover::read(handover)?;
+        let ledger = Ledger::of(ledger, mount);
+        let Shown { listing, table, names, directories } = ledger.load(options.ownership)?;
+        let left = Left::read(&ledger)?;
+        if has_ended(&device).map_err(failed("look after"))? {
+            return Err(ResumeError::Ended);
+        }
+        let device = device.as_fd().try_clone_to_owned().map_err(failed("keep"))?;
+        let device = Arc::new(device);
+        let handles = Handles::restore(&ledger, left, Arc::clone(&device), &options.ownership)
+            .map_err(failed("note the open files of"))?;
+        let served = Arc::new(Served::new(table, content, handles, options));
+        served.negotiated.get_or_init(|| negotiated);
+        let session = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
+            .map_err(failed("begin to serve"))?;
+        put_in_place(&device, &session).map_err(failed("take over"))?;
+        // First of all: what is read twice would be answered twice.
+        notice::resend(&device).map_err(failed("ask for what was not answered of"))?;
+        let serving = Serving { served, ledger, device, connection };
+        let former = Arc::clone(&serving.served);
+        let first = move || former.handles.lock().serve(negotiated.passthrough);
+        let mount = serving.run(session, first).map_err(failed("serve"))?;
+        mount.tell_again(&names, &directories);
+        Ok((mount, Arc::new(listing)))
+    }
+
+    /// Repeats what the former process may not have had the time to tell.
+    fn tell_again(&self, names: &[(u64, Vec<u8>)], directories: &[u64]) {
+        let names = names.iter().map(|(directory, name)| (*directory, &name[..]));
+        let untold = Untold { names, directories };
+        if let Err(error) = notice::tell(&*self.device, untold, *self.swapping.lock()) {
+            tracing::warn!(%error, "failed to tell the kernel of changes; names may lead to old ones");
+        }
     }
 
     /// Shows another listing, at once for all lookups after it.
@@ -167,17 +230,21 @@ impl FuseMount {
     /// are told name by name; later, those that a listing of a directory under way brings back.
     ///
     /// # Errors
-    /// `Session` if the kernel could not be told: names may go on leading to what was before. The
-    /// listing is shown all the same.
+    /// `Ledger` if it could not be written down: nothing has changed then. `Session` if the kernel
+    /// could not be told: names may go on leading to what was before. The listing is shown all the
+    /// same.
     ///
     /// # Blocking
     /// In proportion to the listing; and waits for lookups under way. Never call it on a thread
     /// that this volume's content depends on.
     pub fn show(&self, listing: &Listing) -> Result<(), FuseError> {
         let notices = self.swapping.lock();
-        let (old, new) = self.served.swap(listing, SystemTime::now());
+        let old = Arc::clone(&self.served.table());
+        let new = Arc::new(old.succeed(listing, SystemTime::now()));
         let outdated = old.outdated(&new);
-        notice::tell(&self.device, &self.notifier, &old, &outdated, *notices)
+        self.ledger.save(listing, &new, outdated.untold(&old)).map_err(FuseError::Ledger)?;
+        self.served.swap(&old, new);
+        notice::tell(&*self.device, outdated.untold(&old), *notices)
             .map_err(|source| FuseError::Session { action: "tell of changes to", source })
     }
 
@@ -192,7 +259,13 @@ impl FuseMount {
     /// # Errors
     /// When there are no more descriptors.
     pub fn device(&self) -> io::Result<OwnedFd> {
-        self.device.as_fd().try_clone_to_owned()
+        self.device.try_clone()
+    }
+
+    /// What must go with the descriptor, and never changes: see [`FuseMount::resume`].
+    pub fn handover(&self) -> Vec<u8> {
+        let negotiated = *self.served.negotiated.get().expect("a session begins with INIT");
+        Handover { mount: self.ledger.mount(), connection: self.connection, negotiated }.bytes()
     }
 
     /// The kernel's name of the connection.
@@ -203,13 +276,6 @@ impl FuseMount {
     /// What was agreed upon with the kernel.
     pub fn negotiated(&self) -> Option<Negotiated> {
         self.served.negotiated.get().copied()
-    }
-
-    /// The inode numbers of the listing that is shown, for a process that goes on with the
-    /// connection.
-    pub fn numbers(&self) -> Vec<u8> {
-        let table = Arc::clone(&self.served.table());
-        table.numbers()
     }
 
     /// Whether the session has ended: the volume was unmounted, or its connection aborted.
@@ -226,14 +292,14 @@ impl FuseMount {
     /// # Cancellation
     /// The session ends by itself when nothing is open any more.
     pub async fn close(self, grace: Duration) -> bool {
-        let Self { served, connection, mut ended, thread, device, notifier, swapping: _ } = self;
+        let Self { served, connection, mut ended, thread, device, .. } = self;
         let is_overdue = timeout(grace, ended.wait_for(|ended| *ended)).await.is_err();
         served.tasks.token().cancel();
         if is_overdue {
             blocking(move || abort(connection)).await;
         }
         let has_ended = timeout(AFTER_ABORT, ended.wait_for(|ended| *ended)).await.is_ok();
-        drop((device, notifier));
+        drop(device);
         if has_ended {
             served.tasks.drain().await;
             // It has nothing left to do, and its panic would have been reported.
@@ -241,6 +307,40 @@ impl FuseMount {
         }
         has_ended
     }
+}
+
+/// All that a session needs to be run.
+struct Serving {
+    served: Arc<Served>,
+    ledger: Ledger,
+    device: Arc<OwnedFd>,
+    connection: FuseConnection,
+}
+
+impl Serving {
+    /// Starts the threads; when nothing can fail any more, `first` is called before anything is read.
+    fn run(
+        self,
+        session: Session<Adapter>,
+        first: impl FnOnce() + Send + 'static,
+    ) -> io::Result<FuseMount> {
+        let Self { served, ledger, device, connection } = self;
+        let (end, ended) = watch::channel(false);
+        let run = move || {
+            first();
+            run(session, connection);
+            end.send_replace(true);
+        };
+        let thread = thread::Builder::new().name("fuse".into()).spawn(run)?;
+        let swapping = Mutex::new(Notices::AtOnce);
+        Ok(FuseMount { served, ledger, device, connection, swapping, ended, thread })
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config
 }
 
 /// Serves until the volume is unmounted. After an error nobody would serve it, and readers would

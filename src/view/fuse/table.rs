@@ -14,7 +14,8 @@ use std::{
 };
 
 use crate::{
-    object::{Bucket, ETag, EndpointId, Key, Object, ObjectVersion, SseKeyDigest},
+    listing::Origin,
+    object::{ETag, Key, Object, ObjectVersion},
     volume::Ownership,
 };
 
@@ -51,6 +52,15 @@ pub(super) struct Attributes {
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
+}
+
+impl Attributes {
+    /// Those of a file.
+    pub(super) fn of_file(number: u64, object: &Object, ownership: &Ownership) -> Self {
+        let Ownership { uid, gid, file_mode, .. } = *ownership;
+        let (size, modified, mode) = (object.version.size, object.last_modified, file_mode.bits());
+        Self { number, is_directory: false, size, modified, links: 1, mode, uid, gid }
+    }
 }
 
 /// All files and directories of one listing, with their inode numbers.
@@ -99,16 +109,6 @@ pub(super) enum Body {
         /// How many of them are directories.
         directories: u32,
     },
-}
-
-/// Where files of one source come from: key = `key_head` + path without its first `path_skip` bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Origin {
-    pub(super) endpoint: EndpointId,
-    pub(super) bucket: Bucket,
-    pub(super) sse_key: Option<SseKeyDigest>,
-    pub(super) key_head: Arc<str>,
-    pub(super) path_skip: usize,
 }
 
 /// A point in time as the kernel takes it: seconds may be negative.
@@ -204,16 +204,15 @@ impl Table {
     pub(super) fn object(&self, id: Id) -> Option<Object> {
         let row = self.row(id);
         let Body::File { size, .. } = row.body else { return None };
-        let Origin { endpoint, bucket, sse_key, key_head, path_skip } = self.origin(row)?;
-        let path = self.path(id);
-        let key = format!("{key_head}{}", path.get(*path_skip..).unwrap_or_default());
+        let origin = self.origin(row)?;
+        let key = origin.key(&self.path(id)).unwrap_or_default();
         let version = ObjectVersion {
-            endpoint: endpoint.clone(),
-            bucket: bucket.clone(),
+            endpoint: origin.endpoint.clone(),
+            bucket: origin.bucket.clone(),
             key: Key::parse(&key).expect("the key that the table was built from"),
             etag: ETag::new(self.etag(row)),
             size,
-            sse_key: *sse_key,
+            sse_key: origin.sse_key,
         };
         let version_id = self.version_id(row).map(Arc::from);
         Some(Object { version, version_id, last_modified: row.modified.into() })

@@ -46,7 +46,8 @@ impl Mounted {
         let listing = listed(&content, files);
         let entered = runtime.enter();
         let memory: Arc<Memory> = Arc::clone(&content);
-        let mount = FuseMount::new(&target, &listing, options, memory).unwrap();
+        let ledger = dir.join("ledger");
+        let mount = FuseMount::new(&target, &listing, options, memory, &ledger).unwrap();
         drop(entered);
         Self { path, content, mount, target, runtime }
     }

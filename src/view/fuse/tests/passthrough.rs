@@ -36,10 +36,10 @@ fn a_handle_that_is_opened_again_twice_counts_once() {
     for _ in 0..2 {
         let file = memory.open(&object).unwrap();
         let shown = Shown { object: Arc::clone(&object), attributes: table.attributes(id) };
-        opens.adopt(7, 1, Open { shown, file, backing: None });
+        opens.add(7, 1, Open { request: 2, shown, file, backing: None });
     }
     assert_eq!(opens.standing(7), Standing::Cached);
-    drop(opens.remove(7, 1));
+    drop(opens.remove(1));
     assert_eq!(opens.standing(7), Standing::Closed);
     assert_eq!(memory.open_files(), 0);
 }

@@ -1,0 +1,235 @@
+//! What another process needs to go on with a mount, in a directory of the mount's own.
+//!
+//! ```text
+//! <ledger>/table   what is shown, replaced before a swap can be seen
+//! <ledger>/opens   which files are open, appended before an open is answered (journal.rs)
+//!
+//! table:  "s3vt" 1, 8 bytes that name the mount
+//!         the listing; bytes: its inode numbers
+//!         what the kernel must forget: names, each with its directory's number; directories
+//!         32 bytes: SHA-256 of all of the above
+//! ```
+//!
+//! After a crash at any moment the table is the one before a swap or the one after it, never a mix.
+//! A swap that a process died in the middle of is one that has happened: nobody may have seen it, and
+//! the kernel may or may not have been told, so it is told again. Files are not synced: a reboot ends
+//! the mount too.
+//!
+//! All functions block.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, BufReader, BufWriter, ErrorKind, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{ResumeError, notice::Untold, table::Table};
+use crate::{
+    listing::Listing,
+    packed::{put, put_bytes, take, take_bytes},
+    volume::Ownership,
+};
+
+const MAGIC: &[u8] = b"s3vt";
+const VERSION: u8 = 1;
+const WHAT: &str = "the inode table of a FUSE mount";
+
+/// No name is longer.
+const LONGEST_NAME: usize = 255;
+
+/// Five bytes for each of so many files that no memory holds their listing.
+const MOST_NUMBERS: usize = 16 << 30;
+
+/// The directory of one mount.
+#[derive(Debug, Clone)]
+pub(super) struct Ledger {
+    directory: PathBuf,
+    mount: u64,
+}
+
+/// What a former process showed.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) listing: Listing,
+    pub(super) table: Table,
+    /// What the kernel may not have been told.
+    pub(super) names: Vec<(u64, Vec<u8>)>,
+    pub(super) directories: Vec<u64>,
+}
+
+impl Ledger {
+    /// The directory of a new mount, made if it is not there.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        Ok(Self { directory: directory.to_owned(), mount: fastrand::u64(..) })
+    }
+
+    /// The directory of a mount that a former process made.
+    pub(super) fn of(directory: &Path, mount: u64) -> Self {
+        Self { directory: directory.to_owned(), mount }
+    }
+
+    /// What tells this mount from all others.
+    pub(super) fn mount(&self) -> u64 {
+        self.mount
+    }
+
+    /// Where the journal of open files is.
+    pub(super) fn opens(&self) -> PathBuf {
+        self.directory.join("opens")
+    }
+
+    /// Notes what is to be shown, and what the kernel must forget then.
+    ///
+    /// # Errors
+    /// What the file system answers; what was noted before stays.
+    pub(super) fn save<'a>(
+        &self,
+        listing: &Listing,
+        table: &Table,
+        untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
+    ) -> io::Result<()> {
+        let path = self.directory.join("table");
+        replace(&path, |file| {
+            let mut out = Hashing::new(BufWriter::new(file));
+            out.write_all(MAGIC)?;
+            out.write_all(&[VERSION])?;
+            out.write_all(&self.mount.to_le_bytes())?;
+            listing.write(&mut out)?;
+            put_bytes(&mut out, &table.numbers())?;
+            put(&mut out, untold.names.len() as u64)?;
+            for (directory, name) in untold.names {
+                put(&mut out, directory)?;
+                put_bytes(&mut out, name)?;
+            }
+            put(&mut out, untold.directories.len() as u64)?;
+            untold.directories.iter().try_for_each(|number| put(&mut out, *number))?;
+            let Hashing { mut inner, hash } = out;
+            inner.write_all(&hash.finalize())?;
+            inner.flush()
+        })
+    }
+
+    /// What a former process showed last.
+    ///
+    /// # Errors
+    /// All but [`ResumeError::Ended`].
+    pub(super) fn load(&self, ownership: Ownership) -> Result<Shown, ResumeError> {
+        let file = File::open(self.directory.join("table")).map_err(missing(WHAT))?;
+        let mut input = Hashing::new(BufReader::new(file));
+        let listing = self.listing(&mut input)?;
+        let numbers = take_bytes(&mut input, MOST_NUMBERS).map_err(damaged(WHAT))?;
+        let (names, directories) = untold(&mut input).map_err(damaged(WHAT))?;
+        let Hashing { mut inner, hash } = input;
+        let mut check = Vec::new();
+        inner.read_to_end(&mut check).map_err(damaged(WHAT))?;
+        if hash.finalize()[..] != check[..] {
+            return Err(ResumeError::Damaged { what: WHAT });
+        }
+        let table = Table::with_numbers(&listing, ownership, &numbers);
+        let table = table.map_err(|source| ResumeError::Numbers { source })?;
+        Ok(Shown { listing, table, names, directories })
+    }
+
+    fn listing(&self, input: &mut impl Read) -> Result<Listing, ResumeError> {
+        check_header(input, MAGIC, VERSION, WHAT)?;
+        let mut mount = [0; 8];
+        input.read_exact(&mut mount).map_err(damaged(WHAT))?;
+        if u64::from_le_bytes(mount) != self.mount {
+            return Err(ResumeError::Other { what: WHAT });
+        }
+        Listing::read(input).map_err(damaged(WHAT))
+    }
+}
+
+fn untold(input: &mut impl Read) -> io::Result<(Vec<(u64, Vec<u8>)>, Vec<u64>)> {
+    let (mut names, mut directories) = (Vec::new(), Vec::new());
+    for _ in 0..take(input)? {
+        names.push((take(input)?, take_bytes(input, LONGEST_NAME)?));
+    }
+    for _ in 0..take(input)? {
+        directories.push(take(input)?);
+    }
+    Ok((names, directories))
+}
+
+/// Writes a file in the place of another, all of it or nothing.
+pub(super) fn replace<T>(path: &Path, write: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+    let anew = path.with_extension("new");
+    let mut options = File::options();
+    let file = options.read(true).append(true).create(true).mode(0o600).open(&anew)?;
+    file.set_len(0)?;
+    let written = write(&file)?;
+    fs::rename(&anew, path)?;
+    Ok(written)
+}
+
+/// Reads what a file begins with.
+pub(super) fn check_header(
+    input: &mut impl Read,
+    magic: &[u8],
+    version: u8,
+    what: &'static str,
+) -> Result<(), ResumeError> {
+    let mut found = [0; 5];
+    input.read_exact(&mut found).map_err(damaged(what))?;
+    match found.strip_prefix(magic) {
+        Some([found]) if *found == version => Ok(()),
+        Some([_]) => Err(ResumeError::Unknown { what }),
+        _ => Err(ResumeError::Damaged { what }),
+    }
+}
+
+/// A file that does not hold what it should, or cannot be read at all.
+pub(super) fn damaged(what: &'static str) -> impl Fn(io::Error) -> ResumeError {
+    move |source| match source.kind() {
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => ResumeError::Damaged { what },
+        _ => ResumeError::System { action: "read what was left of", source },
+    }
+}
+
+/// As [`damaged`], for a file that must be there.
+pub(super) fn missing(what: &'static str) -> impl Fn(io::Error) -> ResumeError {
+    move |source| match source.kind() {
+        ErrorKind::NotFound => ResumeError::Damaged { what },
+        _ => damaged(what)(source),
+    }
+}
+
+/// Hashes what passes through.
+struct Hashing<T> {
+    inner: T,
+    hash: Sha256,
+}
+
+impl<T> Hashing<T> {
+    fn new(inner: T) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
+    }
+}
