@@ -252,7 +252,13 @@ impl Node {
         };
         let node = self.clone();
         let mounted = blocking(move || node.0.is_mounted(&target)).await?;
-        Ok(published.status(mounted))
+        let mut status = published.status(mounted);
+        if published.fused.is_some() && !self.0.keeps(&published) {
+            status.message.push_str(
+                "; the keeper does not hold its mount, so that a restart of the node plugin ends it",
+            );
+        }
+        Ok(status)
     }
 
     /// Runs `work` as a task of the node, so that it ends even if the caller goes away.

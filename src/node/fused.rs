@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 pub(super) use self::content::VolumeContent;
 use super::{
     Context, NodeError,
+    published::Published,
     registry::{Entry, Shape, VolumeKey},
     revision::Recipe,
 };
@@ -177,10 +178,9 @@ impl Context {
             );
             return (Fused::new(content), None);
         };
-        let resumed = state.read().and_then(|state| Ok((state, fd.try_clone()?)));
-        let resumed = resumed.map_err(|error| full_message(&error)).and_then(|(state, fd)| {
+        let resumed = state.read().map_err(|error| full_message(&error)).and_then(|state| {
             let served = Arc::new(content.clone());
-            FuseMount::resume(fd, &state, &self.ledger(&key), options, served)
+            FuseMount::resume(&*fd, &state, &self.ledger(&key), options, served)
                 .map_err(|error| full_message(&error))
         });
         match resumed {
@@ -192,6 +192,11 @@ impl Context {
                 (Fused::new(content), None)
             }
         }
+    }
+
+    /// Whether the keeper holds the mount of a volume.
+    pub(super) fn keeps(&self, published: &Published) -> bool {
+        self.custodian.is_held(name(&VolumeKey::of(&published.target)), Duration::ZERO)
     }
 
     /// Has the keeper let go of a mount that is there no more.

@@ -6,7 +6,7 @@ use crate::{
     clock, driver, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
-    rotation, secrecy, sharing,
+    rotation, secrecy, served, sharing,
     support::{namespace::Ids, plugin::Shown, server::Server},
     tenants, versions, views,
 };
@@ -246,7 +246,6 @@ pub(crate) fn all() -> Vec<Case> {
             bad_configuration_ends_with_64,
             a_state_directory_of_others_is_left_alone,
             metrics_and_health_are_served,
-            later_features_say_so,
             targets_outside_the_kubelet_are_refused,
             no_volume_is_mounted_over_another,
             secrets_appear_nowhere,
@@ -350,4 +349,125 @@ pub(crate) fn on_radosgw() -> Vec<Case> {
     cases.to_vec()
 }
 
-pub(crate) fn over_fuse() -> Vec<Case> { all() }
+/// The cases whose volumes are shown as `fuse` views as well: all whose claims have a meaning there.
+/// Twice: with content that comes when it is read, and with content that is there already.
+pub(crate) fn over_fuse() -> Vec<Case> {
+    let cases = cases!(false:
+        views {
+            an_inline_volume_shows_the_prefix,
+            the_mount_group_owns_the_files,
+            mtime_is_last_modified,
+            several_sources_make_one_volume,
+            two_keys_at_one_path_are_refused,
+            a_single_key_is_a_file,
+            a_version_id_selects_an_old_version,
+            include_and_exclude_select,
+            odd_keys_are_shown_or_reported,
+            markers_are_empty_directories,
+            an_empty_object_is_an_empty_file,
+            a_prefix_does_not_match_its_siblings,
+        }
+        lifecycle {
+            publish_twice_is_ok,
+            other_arguments_are_refused,
+            unpublish_of_anything_is_ok,
+            a_restart_touches_no_mount,
+            missing_things_are_not_found,
+            an_empty_prefix_may_be_allowed,
+            bad_credentials_are_unauthenticated,
+            stats_tell_bytes_and_inodes,
+            a_reboot_is_survived,
+            a_foreign_mount_gives_way,
+            one_bad_volume_stops_no_other,
+            the_condition_tells_what_is_wrong,
+            sigterm_leaves_the_mounts,
+        }
+        versions {
+            an_earlier_state_is_shown,
+            every_node_shows_the_same_state,
+            a_rollback_is_a_moment,
+            a_single_key_has_a_past,
+            before_everything_there_is_nothing,
+            a_long_history_is_paged,
+        }
+        identity {
+            a_pod_is_whom_its_token_names,
+            an_expired_token_is_told,
+        }
+        requests {
+            another_principal_asks_for_one_byte,
+            a_wrong_secret_gets_nothing_from_the_cache,
+            the_user_agent_names_the_pod,
+            a_long_listing_is_paged,
+            too_much_is_refused_before_anything_is_fetched,
+            large_objects_are_asked_for_in_parts,
+            owner_and_payer_go_with_every_request,
+        }
+        faults {
+            broken_listings_are_asked_for_again,
+            an_endpoint_that_is_down_is_unavailable,
+            a_denied_prefix_is_permission_denied,
+        }
+        refresh {
+            an_overwritten_object_is_replaced_whole,
+            objects_come_and_go,
+            inotify_and_mtime_show_the_change,
+            a_failing_endpoint_is_asked_less_and_less,
+            a_volume_that_grows_too_large_stays_as_it_is,
+            a_restart_goes_on_where_it_was,
+        }
+        policy {
+            changed_defaults_count_for_new_volumes_only,
+            a_namespace_has_so_many_volumes,
+        }
+        protocol {
+            secrets_appear_nowhere,
+        }
+        driver {
+            the_driver_reads_what_the_policy_grants,
+        }
+        mutual {
+            a_pair_opens_the_door,
+            a_rotated_pair_is_used_at_once,
+        }
+    );
+    cases.to_vec()
+}
+
+/// Likewise, those that look at what was never read before S3 had something else, or nothing.
+pub(crate) fn over_warm_fuse() -> Vec<Case> {
+    let cases = cases!(false:
+        lifecycle {
+            republish_is_ok_whatever_else_is_wrong,
+        }
+        refresh {
+            a_source_that_suddenly_is_empty_is_a_failure,
+            new_credentials_are_used_at_once,
+        }
+    );
+    [over_fuse(), cases.to_vec()].concat()
+}
+
+/// The cases of `fuse` views alone.
+pub(crate) fn served() -> Vec<Case> {
+    let cases = cases!(false:
+        served {
+            a_publish_lists_and_a_read_gets,
+            any_range_of_a_large_file_is_right,
+            extended_attributes_tell_the_version,
+            a_replaced_object_is_stale_where_it_was_not_read,
+            without_s3_what_is_here_is_read,
+            broken_answers_are_never_read,
+            a_read_waits_for_the_plugin_to_come_back,
+            a_restart_asks_for_nothing_that_was_read,
+            without_credentials_a_read_fails_in_time,
+            a_keeper_that_is_back_is_told_again,
+            a_mount_that_nobody_serves_is_replaced,
+            unpublish_waits_for_no_reader,
+            unpublish_works_while_nobody_serves,
+            a_mount_whose_ledger_is_lost_is_given_up,
+            what_does_not_apply_is_refused,
+        }
+    );
+    cases.to_vec()
+}

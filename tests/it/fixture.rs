@@ -56,11 +56,7 @@ impl Fixture {
         )
     }
 
-    pub(crate) async fn start_with(server: Server, ids: Ids, config: &str) -> Self {
-        Self::start_as(server, ids, config, Shown::ByDefault).await
-    }
-
-    /// Likewise, with another view where a case names none.
+    /// Starts with a configuration of the caller's.
     pub(crate) async fn start_as(server: Server, ids: Ids, config: &str, shown: Shown) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let bucket = format!("bucket-{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -33,6 +33,7 @@ mod requests;
 mod resources;
 mod rotation;
 mod secrecy;
+mod served;
 mod sharing;
 mod tenants;
 mod versions;
@@ -67,10 +68,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     let cases = cases::all();
     let mut trials: Vec<Trial> = cases.iter().map(|case| embedded(*case, ids)).collect();
-    for (name, shown) in [("fuse", Shown::Fuse), ("warm-fuse", Shown::FuseWarm)] {
-        let trial = |case: &Case| on_embedded(name, *case, ids, shown);
-        trials.extend(cases::over_fuse().iter().map(trial));
-    }
+    trials.extend(fuse(ids));
     trials.extend(keeper::trials());
     let on_minio: Vec<Case> = cases.iter().filter(|case| case.on_minio).copied().collect();
     let in_ci = std::env::var_os("CI").is_some();
@@ -80,6 +78,20 @@ fn main() -> ExitCode {
     let on_radosgw = cases::on_radosgw();
     trials.extend(on_real("ceph", &on_radosgw, &arguments, (ids, false), radosgw));
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Cold and warm, where this machine can mount such views.
+fn fuse(ids: namespace::Ids) -> Vec<Trial> {
+    if std::fs::File::open("/dev/fuse").is_err() {
+        eprintln!("\nSKIPPED: all cases over fuse: /dev/fuse cannot be opened\n");
+        return Vec::new();
+    }
+    let cold = [cases::over_fuse(), cases::served()].concat();
+    let runs = [("cold-fuse", Shown::Fuse, cold), ("warm-fuse", Shown::FuseWarm, cases::over_warm_fuse())];
+    let trials = runs.into_iter().flat_map(|(name, shown, cases)| {
+        cases.into_iter().map(move |case| on_embedded(name, case, ids, shown))
+    });
+    trials.collect()
 }
 
 fn embedded(case: Case, ids: namespace::Ids) -> Trial {

@@ -227,15 +227,6 @@ pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
     }
 }
 
-pub(crate) async fn later_features_say_so(fixture: Fixture) {
-    for (attribute, value) in [("view", "fuse")] {
-        let pod = fixture.pod("certs").with(attribute, value);
-        let status = fixture.refused(&pod, Code::InvalidArgument).await;
-        let message = status.message();
-        assert!(message.contains(attribute) && message.contains("not available"), "{message}");
-    }
-}
-
 pub(crate) async fn targets_outside_the_kubelet_are_refused(fixture: Fixture) {
     fixture.put_certificates().await;
     let pod = fixture.pod("certs");
