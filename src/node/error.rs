@@ -153,8 +153,9 @@ impl NodeError {
             Self::View(error) => error.kind(),
             Self::Fuse(error) => error.kind(),
             Self::Mount(error) => error.kind(),
-            Self::Ledger { error, .. } => crate::store::io_kind(error),
-            Self::Registry { error, .. } => crate::store::io_kind(error),
+            Self::Registry { error, .. } | Self::Ledger { error, .. } => {
+                crate::store::io_kind(error)
+            }
             Self::TooLarge { .. } | Self::OverLimit(_) => FailureKind::Exhausted,
             Self::NotCached { error, .. } => error.kind(),
             Self::Incompatible { .. } => FailureKind::Incompatible,

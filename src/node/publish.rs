@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::{
     Node, NodeError, PublishRequest, VolumeSecretsInput,
+    fused::Fused,
     identity::Brought,
     preparation::{Fallback, Plan, Preparation, Prepared},
-    fused::Fused,
     published::Published,
     quota::{Claim, Share},
     registry::{Entry, Phase, Shape, VolumeKey},
@@ -185,8 +185,7 @@ impl Node {
         let store = context.stores.get(medium).clone();
         let directory = store.volumes().join(place.key.as_str());
         let target = place.target.as_path().to_owned();
-        let shape =
-            Shape { layout: spec.layout, ownership: spec.ownership, xattrs: spec.xattrs };
+        let shape = Shape { layout: spec.layout, ownership: spec.ownership, xattrs: spec.xattrs };
         let entry = Entry::publishing(target, place.arguments.clone(), spec.view, medium);
         let view = match spec.view {
             ViewKind::Fuse => View::Fuse,

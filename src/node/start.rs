@@ -180,7 +180,9 @@ impl Node {
     /// What an earlier process left with the keeper.
     fn kept(&self) -> HashMap<VolumeKey, Kept> {
         let found = self.0.custodian.found(KEEPER).into_iter();
-        found.filter_map(|kept| Some((VolumeKey::from_name(&kept.name.to_string())?, kept))).collect()
+        found
+            .filter_map(|kept| Some((VolumeKey::from_name(&kept.name.to_string())?, kept)))
+            .collect()
     }
 
     fn carry_out(

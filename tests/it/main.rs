@@ -87,7 +87,8 @@ fn fuse(ids: namespace::Ids) -> Vec<Trial> {
         return Vec::new();
     }
     let cold = [cases::over_fuse(), cases::served()].concat();
-    let runs = [("cold-fuse", Shown::Fuse, cold), ("warm-fuse", Shown::FuseWarm, cases::over_warm_fuse())];
+    let runs =
+        [("cold-fuse", Shown::Fuse, cold), ("warm-fuse", Shown::FuseWarm, cases::over_warm_fuse())];
     let trials = runs.into_iter().flat_map(|(name, shown, cases)| {
         cases.into_iter().map(move |case| on_embedded(name, case, ids, shown))
     });

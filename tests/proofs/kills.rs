@@ -24,6 +24,7 @@ use crate::{
     support::{
         kubelet::{Kubelet, Pod},
         namespace::Ids,
+        plugin::Shown,
         s3::{EmbeddedS3, Options},
         server::Server,
     },
@@ -102,7 +103,7 @@ impl Victim {
         let server = Server::Embedded(EmbeddedS3::start(Options::default()));
         let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 64Ki, bytesInFlight: 1Mi }\n";
         let config = Fixture::config(&server, more).replace("retries: 3", "retries: 1");
-        let fixture = Fixture::start_with(server, ids, &config).await;
+        let fixture = Fixture::start_as(server, ids, &config, Shown::ByDefault).await;
         let mut node = Self {
             fixture,
             random: Rng::with_seed(seed),

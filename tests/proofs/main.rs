@@ -7,6 +7,7 @@
 //! | `S3VIEW_SEED` | 64 hexadecimal digits: the random cases of one earlier run again |
 //! | `S3VIEW_SWAPS` | how many replacements the readers of pairs see |
 //! | `S3VIEW_KILLS`, `S3VIEW_KILL_SEED` | how many SIGKILLs, and their seed |
+//! | `S3VIEW_READ_KILLS` | how many SIGKILLs the readers of a `fuse` view live through |
 
 #![allow(
     clippy::panic,
@@ -24,6 +25,7 @@ mod support;
 mod kills;
 mod pairs;
 mod reference;
+mod served;
 mod tree;
 
 use std::{future::Future, process::ExitCode};
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let mut trials = pairs::trials(ids);
     trials.extend(kills::trials(ids));
     trials.extend(reference::trials(ids));
+    trials.extend(served::trials(ids));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -25,6 +25,7 @@ use crate::{
     number, run,
     support::{
         namespace::Ids,
+        plugin::Shown,
         s3::{EmbeddedS3, Options},
         server::Server,
     },
@@ -165,7 +166,7 @@ fn both(place: &Path) -> Result<[u64; 2], String> {
 async fn replace(ids: Ids, layout: Layout, swaps: u64) -> Result<(), String> {
     let server = Server::Embedded(EmbeddedS3::start(Options::default()));
     let config = Fixture::config(&server, "limits: { minRefresh: 2ms }\n");
-    let mut fixture = Fixture::start_with(server, ids, &config).await;
+    let mut fixture = Fixture::start_as(server, ids, &config, Shown::ByDefault).await;
     fixture.home.set_log_level("warn");
     fixture.restart().await;
     let put = |sequence| {

@@ -119,6 +119,16 @@ impl Home {
         }
     }
 
+    /// The process id of the keeper, which runs.
+    pub(crate) fn keeper_pid(&self) -> u32 {
+        self.keeper.as_ref().expect("a keeper runs").id()
+    }
+
+    /// Sets the program of later starts.
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
     /// Ends the keeper as a crash would.
     pub(crate) fn kill_keeper(&mut self) {
         if let Some(mut keeper) = self.keeper.take() {

@@ -58,8 +58,7 @@ impl Proofs {
             self.known.clear();
             self.principal = Some(principal.as_str().to_owned());
         }
-        let untold =
-            |error: &io::Error| tracing::debug!(%error, "what is proven is not kept over a restart");
+        let untold = |error: &io::Error| tracing::debug!(%error, "what is proven is not kept over a restart");
         self.file = self.written().inspect_err(untold).ok();
     }
 

@@ -164,7 +164,9 @@ impl Node {
                 let (new, count) = (Arc::clone(listing), listing.entries().len());
                 for_count(count, move || new.changes_from(&known)).await
             }
-            None if published.fused.is_some() => Changes { names_differ: true, ..Changes::default() },
+            None if published.fused.is_some() => {
+                Changes { names_differ: true, ..Changes::default() }
+            }
             None => {
                 let (recipe, listing) = (Arc::clone(recipe), Arc::clone(listing));
                 blocking(move || changes_on_disk(&recipe, &listing)).await?

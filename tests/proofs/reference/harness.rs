@@ -22,7 +22,7 @@ use crate::{
     support::{
         kubelet::{Kubelet, Pod},
         namespace::Ids,
-        plugin::Plugin,
+        plugin::{Plugin, Shown},
         s3::{Action, EmbeddedS3, Fault, Options},
         server::Server,
     },
@@ -90,7 +90,7 @@ impl Harness {
         let server = Server::Embedded(EmbeddedS3::start(Options::default()));
         let config = Fixture::config(&server, "limits: { minRefresh: 10ms }\n");
         let config = config.replace("retries: 3", "retries: 0");
-        let fixture = Fixture::start_with(server, ids, &config).await;
+        let fixture = Fixture::start_as(server, ids, &config, Shown::ByDefault).await;
         let rights = fixture.embedded().rights();
         for credential in Credential::GOOD {
             grant(fixture.embedded(), credential);

@@ -1,0 +1,287 @@
+//! Readers of a `fuse` view live through SIGKILLs of the plugin that serves it.
+//!
+//! Eight of them stream, seek, map and list all the while. No read fails, and every byte is right. The
+//! plugin starts again from one of two programs in turn, as in an upgrade; the kubelet's next publish
+//! comes at once or late; and the view is swapped meanwhile. Neither plugin nor keeper grows.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use libtest_mimic::Trial;
+use tokio::time::sleep;
+
+use crate::{
+    fixture::{Fixture, PROGRAM},
+    number, run,
+    support::{
+        kubelet::Pod,
+        namespace::Ids,
+        plugin::Shown,
+        s3::{EmbeddedS3, Options},
+        server::Server,
+    },
+    trial,
+};
+
+/// Sizes around those of blocks and parts (1 MiB here), and several parts.
+const SIZES: [usize; 9] =
+    [1, 4096, 131_071, 131_073, 1 << 20, (1 << 20) + 1, 3 << 20, 7_000_001, 12 << 20];
+
+/// Small files, in directories of ten.
+const SMALL: usize = 60;
+
+/// From when on nothing grows any more.
+const WARM: u64 = 25;
+
+pub(crate) fn trials(ids: Ids) -> Vec<Trial> {
+    if File::open("/dev/fuse").is_err() {
+        eprintln!("\nSKIPPED: readers of fuse views: /dev/fuse cannot be opened\n");
+        return Vec::new();
+    }
+    let kills = number("S3VIEW_READ_KILLS", 200);
+    let claim = |name: &str, kills, store| {
+        trial(&format!("served::{name}"), move || {
+            run(readers_live_through_kills(ids, kills, store));
+            Ok(())
+        })
+    };
+    // Where there is room the kernel soon reads all by itself; where there is none, nothing stays.
+    vec![
+        claim("readers_live_through_kills", kills, "256Mi"),
+        claim("readers_live_through_kills_without_room", kills / 4, "14Mi"),
+    ]
+}
+
+/// The byte at a place of an object: every file is another, and no two places near are alike.
+fn byte(file: usize, at: usize) -> u8 {
+    let mixed = (at as u64 ^ ((file as u64) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed.to_be_bytes()[1]
+}
+
+fn content(file: usize, size: usize) -> Bytes {
+    (0..size).map(|at| byte(file, at)).collect()
+}
+
+/// What the readers read.
+#[derive(Debug)]
+struct Expected {
+    root: PathBuf,
+    files: Vec<(String, Bytes)>,
+}
+
+/// A run of readers.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    reads: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+type Way = fn(&Expected, &mut fastrand::Rng);
+
+impl Readers {
+    fn start(expected: &Arc<Expected>) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let ways: [Way; 4] = [stream, seek, map, list];
+        let (mut reads, mut threads) = (Vec::new(), Vec::new());
+        for (number, way) in ways.into_iter().cycle().take(8).enumerate() {
+            let (expected, stop) = (Arc::clone(expected), Arc::clone(&stop));
+            let done = Arc::<AtomicU64>::default();
+            reads.push(Arc::clone(&done));
+            threads.push(std::thread::spawn(move || {
+                let mut random = fastrand::Rng::with_seed(number as u64);
+                while !stop.load(Ordering::Relaxed) {
+                    way(&expected, &mut random);
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        Self { stop, reads, threads }
+    }
+
+    /// Whether one has seen something wrong.
+    fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Ends them; returns how often each did what it does.
+    fn end(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("no read fails, and every byte is right");
+        }
+        self.reads.iter().map(|reads| reads.load(Ordering::Relaxed)).collect()
+    }
+}
+
+fn any<'a>(expected: &'a Expected, random: &mut fastrand::Rng) -> (PathBuf, &'a Bytes) {
+    let (name, content) = &expected.files[random.usize(..expected.files.len())];
+    (expected.root.join(name), content)
+}
+
+fn open(path: &Path) -> File {
+    File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn stream(expected: &Expected, random: &mut fastrand::Rng) {
+    let (path, content) = any(expected, random);
+    let (mut file, mut at) = (open(&path), 0);
+    let mut buffer = vec![0; random.usize(1..200_000)];
+    loop {
+        let read = file.read(&mut buffer);
+        let count = read.unwrap_or_else(|error| panic!("{} at {at}: {error}", path.display()));
+        assert_eq!(buffer[..count], content[at..at + count], "{} at {at}", path.display());
+        at += count;
+        if count == 0 {
+            break;
+        }
+    }
+    assert_eq!(at, content.len(), "{} ends where it ends", path.display());
+}
+
+fn seek(expected: &Expected, random: &mut fastrand::Rng) {
+    let (path, content) = any(expected, random);
+    let file = open(&path);
+    for _ in 0..20 {
+        let at = random.usize(..content.len());
+        let end = content.len().min(at + random.usize(1..70_000));
+        let mut buffer = vec![0; end - at];
+        let read = file.read_exact_at(&mut buffer, at as u64);
+        read.unwrap_or_else(|error| panic!("{} at {at}: {error}", path.display()));
+        assert_eq!(buffer, content[at..end], "{} at {at}", path.display());
+    }
+}
+
+#[expect(unsafe_code, reason = "a read-only file cannot change under the mapping")]
+fn map(expected: &Expected, random: &mut fastrand::Rng) {
+    let (path, content) = any(expected, random);
+    // SAFETY: nobody can write to a read-only view, and a swap shows other inodes.
+    let mapped = unsafe { memmap2::Mmap::map(&open(&path)) };
+    let mapped = mapped.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(mapped[..] == content[..], "{} as it is mapped", path.display());
+}
+
+fn list(expected: &Expected, _: &mut fastrand::Rng) {
+    for (name, content) in &expected.files {
+        let path = expected.root.join(name);
+        let found = std::fs::metadata(&path);
+        let found = found.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(found.size(), content.len() as u64);
+    }
+    for directory in 0..SMALL / 10 {
+        let path = expected.root.join(format!("d{directory}"));
+        let entries = std::fs::read_dir(&path);
+        let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+        let names: Result<Vec<_>, _> = names.collect();
+        assert_eq!(names.expect("a directory that can be listed").len(), 10);
+    }
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+}
+
+async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str) {
+    let server = Server::Embedded(EmbeddedS3::start(Options::default()));
+    let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 1Mi, bytesInFlight: 16Mi }\n";
+    let config = Fixture::config(&server, more).replace("256Mi", store);
+    let mut fixture = Fixture::start_as(server, ids, &config, Shown::Fuse).await;
+    let mut files: Vec<_> = (0..SMALL)
+        .map(|number| (format!("d{}/{number}", number / 10), content(number, 1000 + number)))
+        .collect();
+    let large = SIZES.iter().enumerate();
+    files.extend(large.map(|(at, size)| (format!("large/{at}"), content(SMALL + at, *size))));
+    for (name, content) in &files {
+        fixture.embedded().put(&fixture.bucket, &format!("k/{name}"), content.clone());
+    }
+    fixture.put("k/changes", "0").await;
+    let pod = fixture.pod("k").with("refresh", "100ms");
+    let root = fixture.publish(&pod).await;
+    let expected = Arc::new(Expected { root, files });
+    let readers = Readers::start(&expected);
+    let other = fixture.home.path().join("another-build");
+    std::fs::copy(PROGRAM, &other).expect("a program can be copied");
+    let programs = [PathBuf::from(PROGRAM), other];
+    let mut grown = Vec::new();
+    for kill in 0..kills {
+        fixture.home.set_program(&programs[usize::try_from(kill % 2).expect("0 or 1")]);
+        one_kill(&mut fixture, &pod, kill).await;
+        if readers.has_failed() {
+            break;
+        }
+        if kill == WARM.min(kills / 2) || kill + 1 == kills {
+            grown.push(figures(&fixture).await);
+        }
+    }
+    // All of them go on after the last kill.
+    let reads = || readers.reads.iter().map(|it| it.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    let before = reads();
+    for _ in 0..1000 {
+        let go_on = reads().iter().zip(&before).all(|(now, before)| now > before);
+        if go_on || readers.has_failed() {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    let after = reads();
+    let done = readers.end();
+    eprintln!("{kills} kills; rounds of each reader: {done:?}; grown: {grown:?}");
+    assert!(after.iter().zip(&before).all(|(now, before)| now > before), "{before:?} {after:?}");
+    let [first, last] = grown[..] else { panic!("looked at twice: {grown:?}") };
+    assert!(last.keeper <= first.keeper, "the keeper's descriptors: {grown:?}");
+    assert!(last.plugin <= first.plugin + 24, "the plugin's descriptors: {grown:?}");
+    assert!(last.memory_kib <= first.memory_kib + (16 << 10), "the plugin's memory: {grown:?}");
+    assert!(last.ledger <= first.ledger.max(1 << 20), "the ledger: {grown:?}");
+    fixture.unpublish(&pod).await;
+    fixture.assert_nothing_left();
+}
+
+async fn one_kill(fixture: &mut Fixture, pod: &Pod, kill: u64) {
+    sleep(Duration::from_millis(fastrand::u64(..150))).await;
+    if kill % 3 == 0 {
+        fixture.put("k/changes", kill.to_string()).await;
+    }
+    fixture.restart().await;
+    if kill % 5 == 0 {
+        sleep(Duration::from_millis(fastrand::u64(..300))).await;
+    }
+    // Some go before the kubelet has been there again.
+    if kill % 7 != 0 {
+        fixture.publish(pod).await;
+    }
+}
+
+/// What must not grow.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
+    plugin: usize,
+    memory_kib: u64,
+    keeper: usize,
+    ledger: u64,
+}
+
+async fn figures(fixture: &Fixture) -> Figures {
+    sleep(Duration::from_millis(500)).await;
+    let plugin = fixture.plugin.as_ref().expect("it runs");
+    let volumes = std::fs::read_dir(fixture.home.path().join("disk/v1/volumes"));
+    let ledgers = volumes.expect("the store").map(|it| it.expect("a volume").path().join("ledger"));
+    let files = ledgers.flat_map(|it| std::fs::read_dir(it).expect("a ledger"));
+    let ledger = files.map(|it| it.expect("a file").metadata().map_or(0, |it| it.len())).sum();
+    Figures {
+        plugin: descriptors(plugin.pid()),
+        memory_kib: plugin.memory_kib("VmRSS"),
+        keeper: descriptors(fixture.home.keeper_pid()),
+        ledger,
+    }
+}
