@@ -221,7 +221,7 @@ impl Filesystem for Adapter {
         if table.find(ino.0).is_none() {
             return reply.error(Errno::ESTALE);
         }
-        let handle = FileHandle(self.0.directories.lock().add(table));
+        let handle = FileHandle(self.0.directories.lock().add(ino.0, table));
         reply.opened(handle, FopenFlags::empty());
     }
 
@@ -257,6 +257,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         };
         let current = self.0.table();
+        let mut is_empty = true;
         for Line { name, attributes, next } in table.lines(id, offset) {
             let attr = file_attr(&attributes);
             // What an old handle tells must not be believed for longer than it takes to tell it.
@@ -265,6 +266,10 @@ impl Filesystem for Adapter {
             if reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION) {
                 break;
             }
+            is_empty = false;
+        }
+        if !is_empty {
+            self.0.directories.lock().tells(fh.0);
         }
         reply.ok();
     }

@@ -1,5 +1,7 @@
 //! What the kernel must forget when one table follows another.
 
+use std::collections::HashSet;
+
 use super::{
     notice::Untold,
     table::{Body, Id, Table},
@@ -22,7 +24,8 @@ impl Outdated {
         old: &'a Table,
     ) -> Untold<'a, impl ExactSizeIterator<Item = (u64, &'a [u8])>> {
         let name = |id: &Id| (old.number(old.parent(*id)), old.name(*id));
-        Untold { names: self.names.iter().map(name), directories: &self.directories }
+        let names = self.names.iter().map(name);
+        Untold { names, directories: &self.directories, told: HashSet::new() }
     }
 }
 

@@ -1,14 +1,25 @@
 //! Open directories: each goes on listing what it began with.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::table::{Attributes, Id, Table};
 
 /// The directories that processes have open, by handle.
 #[derive(Debug)]
 pub(super) struct Directories {
-    open: HashMap<u64, Arc<Table>>,
+    open: HashMap<u64, OpenDirectory>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct OpenDirectory {
+    number: u64,
+    table: Arc<Table>,
+    /// Whether the kernel was told names that it may not have taken in yet: it has when it asks again.
+    is_told: bool,
 }
 
 /// One line of a directory.
@@ -28,10 +39,10 @@ impl Directories {
         Self { open: HashMap::new(), next: fastrand::u64(..) }
     }
 
-    pub(super) fn add(&mut self, table: Arc<Table>) -> u64 {
+    pub(super) fn add(&mut self, number: u64, table: Arc<Table>) -> u64 {
         let handle = self.next;
         self.next = self.next.wrapping_add(1);
-        self.open.insert(handle, table);
+        self.open.insert(handle, OpenDirectory { number, table, is_told: false });
         handle
     }
 
@@ -45,15 +56,29 @@ impl Directories {
         current: &Arc<Table>,
     ) -> Arc<Table> {
         let restarts = offset == 0 && current.find(number).is_some();
-        let table = self.open.entry(handle).or_insert_with(|| Arc::clone(current));
+        let fresh = || OpenDirectory { number, table: Arc::clone(current), is_told: false };
+        let open = self.open.entry(handle).or_insert_with(fresh);
         if restarts {
-            *table = Arc::clone(current);
+            open.table = Arc::clone(current);
         }
-        Arc::clone(table)
+        open.is_told = false;
+        Arc::clone(&open.table)
+    }
+
+    /// Notes that the kernel is about to be told names by way of a handle.
+    pub(super) fn tells(&mut self, handle: u64) {
+        if let Some(open) = self.open.get_mut(&handle) {
+            open.is_told = true;
+        }
+    }
+
+    /// The numbers of directories of which the kernel may still be taking in names.
+    pub(super) fn told(&self) -> HashSet<u64> {
+        self.open.values().filter(|open| open.is_told).map(|open| open.number).collect()
     }
 
     pub(super) fn remove(&mut self, handle: u64) -> Option<Arc<Table>> {
-        self.open.remove(&handle)
+        self.open.remove(&handle).map(|open| open.table)
     }
 }
 

@@ -1,19 +1,24 @@
 //! Telling the kernel what it must not believe any longer.
 //!
-//! Each name that leads elsewhere is told by itself. That alone is not one moment for all of them: a
-//! process could see some names from before and others from after the swap. So since Linux 6.16 one
-//! notice comes first that makes all names be looked up again. It does not do alone, since a
-//! `READDIRPLUS` under way brings back what it was answered before the swap (the notice of a name
-//! waits for it); and it has a price: the kernel also forgets what it cached of unchanged files,
-//! unless they are open (it drops an inode with its last name). So it is sent only when more than one
-//! name leads elsewhere.
+//! Before Linux 6.16 each name that leads elsewhere is told by itself. That is not one moment for all of
+//! them: a process could see some names from before and others from after the swap. Since then one
+//! notice makes all names be looked up again. It has a price: the kernel also forgets what it cached
+//! of unchanged files, unless they are open (it drops an inode with its last name). So it is sent only
+//! when more than one name leads elsewhere. And it does not do alone: a `READDIRPLUS` under way brings
+//! back what it was answered before the swap. So the names of directories of which the kernel may
+//! still be taking in an answer are told as well (the notice of a name waits for it).
 //!
 //! Notices take locks in the kernel that a lookup under way may hold: they are sent from threads that
 //! serve no requests, straight to the device, and without any lock of ours.
 //!
+//! The notice of a name waits for such a lock however the process is killed meanwhile, and then the
+//! process cannot end before another one has answered the lookup, or the connection is aborted. Fewer
+//! names are the only remedy: none without need.
+//!
 //! Source: kernel `include/uapi/linux/fuse.h`, `fuse_out_header` and `fuse_notify_*_out`.
 
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -36,6 +41,8 @@ pub(super) struct Untold<'a, N> {
     pub(super) names: N,
     /// Directories with other children.
     pub(super) directories: &'a [u64],
+    /// Directories of which the kernel may still be taking in names.
+    pub(super) told: HashSet<u64>,
 }
 
 /// How the kernel is told.
@@ -69,11 +76,17 @@ pub(super) fn tell<'a>(
         }
     };
     // One name changes at once in any case.
+    let mut is_told = false;
     if notices == Notices::AtOnce && untold.names.len() > 1 {
-        note(increase_epoch(device));
+        match forget_names(device) {
+            Ok(known) => is_told = known,
+            Err(errno) => note(Err(errno)),
+        }
     }
     for (directory, name) in untold.names {
-        note(forget_name(device, directory, name));
+        if !is_told || untold.told.contains(&directory) {
+            note(forget_name(device, directory, name));
+        }
     }
     for number in untold.directories {
         note(forget_attributes(device, *number));
@@ -89,11 +102,11 @@ pub(super) fn resend(device: impl AsFd) -> io::Result<()> {
     Ok(send(device.as_fd(), RESEND, &[])?)
 }
 
-/// Makes the kernel look up every name again, where it knows how.
-fn increase_epoch(device: BorrowedFd<'_>) -> nix::Result<()> {
-    match send(device, INC_EPOCH, &[]) {
-        Err(Errno::EINVAL) => Ok(()),
-        answer => answer,
+/// Makes the kernel look up every name again. False where it does not know how, before Linux 6.16.
+pub(super) fn forget_names(device: impl AsFd) -> nix::Result<bool> {
+    match send(device.as_fd(), INC_EPOCH, &[]) {
+        Err(Errno::EINVAL) => Ok(false),
+        answer => answer.map(|()| true),
     }
 }
 

@@ -89,6 +89,12 @@ impl Served {
         self.table.read()
     }
 
+    /// Stops all that asks the table, until the guard is dropped.
+    #[cfg(test)]
+    pub(super) fn freeze(&self) -> parking_lot::RwLockWriteGuard<'_, Arc<Table>> {
+        self.table.write()
+    }
+
     /// Shows another table, which succeeds `old`. One caller at a time.
     pub(super) fn swap(self: &Arc<Self>, old: &Arc<Table>, new: Arc<Table>) {
         self.keep(Arc::clone(old));

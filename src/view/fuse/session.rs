@@ -1,6 +1,7 @@
 //! A mounted volume: the session that serves it, and how it ends.
 
 use std::{
+    collections::HashSet,
     io, iter,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -11,7 +12,10 @@ use std::{
 
 use fuser::{Config, InitFlags, KernelConfig, Session, SessionACL, Version};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     Content, FuseError, ResumeError,
@@ -44,6 +48,9 @@ const BACKGROUND: u16 = 64;
 
 /// Blobs lie on a file system of their own, not on one that is stacked on another.
 const STACK_DEPTH: u32 = 1;
+
+/// After so long a reader has taken in what a process told before it died.
+const TAKEN_IN: Duration = Duration::from_secs(1);
 
 /// How long an aborted session may take: its threads wait for nothing then.
 const AFTER_ABORT: Duration = Duration::from_secs(5);
@@ -142,7 +149,7 @@ impl FuseMount {
     ) -> Result<Self, FuseError> {
         let table = Table::new(listing, options.ownership, SystemTime::now());
         let ledger = Ledger::create(ledger).map_err(FuseError::Ledger)?;
-        let untold = Untold { names: iter::empty(), directories: &[] };
+        let untold = Untold { names: iter::empty(), directories: &[], told: HashSet::new() };
         ledger.save(listing, &table, untold).map_err(FuseError::Ledger)?;
         let device = target.mount_fuse(MAX_READ)?;
         let connection = device.connection();
@@ -216,11 +223,27 @@ impl FuseMount {
 
     /// Repeats what the former process may not have had the time to tell.
     fn tell_again(&self, names: &[(u64, Vec<u8>)], directories: &[u64]) {
-        let names = names.iter().map(|(directory, name)| (*directory, &name[..]));
-        let untold = Untold { names, directories };
+        let each = names.iter().map(|(directory, name)| (*directory, &name[..]));
+        let untold = Untold { names: each, directories, told: HashSet::new() };
         if let Err(error) = notice::tell(&*self.device, untold, *self.swapping.lock()) {
             tracing::warn!(%error, "failed to tell the kernel of changes; names may lead to old ones");
         }
+        // What the former process told in its last moment may be taken in only now.
+        if names.len() < 2 {
+            return;
+        }
+        let device = Arc::downgrade(&self.device);
+        let (closed, _runtime) = (self.served.tasks.token().clone(), self.served.runtime.enter());
+        self.served.tasks.spawn(async move {
+            if closed.run_until_cancelled(sleep(TAKEN_IN)).await.is_none() {
+                return;
+            }
+            if let Some(device) = device.upgrade()
+                && let Err(error) = notice::forget_names(&*device)
+            {
+                tracing::debug!(%error, "failed to make the kernel look up all names again");
+            }
+        });
     }
 
     /// Shows another listing, at once for all lookups after it.
@@ -243,8 +266,14 @@ impl FuseMount {
         let new = Arc::new(old.succeed(listing, SystemTime::now()));
         let outdated = old.outdated(&new);
         self.ledger.save(listing, &new, outdated.untold(&old)).map_err(FuseError::Ledger)?;
+        #[cfg(test)]
+        super::tests::dies_at("saved");
         self.served.swap(&old, new);
-        notice::tell(&*self.device, outdated.untold(&old), *notices)
+        #[cfg(test)]
+        super::tests::dies_at("swapped");
+        let told = self.served.directories.lock().told();
+        let untold = Untold { told, ..outdated.untold(&old) };
+        notice::tell(&*self.device, untold, *notices)
             .map_err(|source| FuseError::Session { action: "tell of changes to", source })
     }
 
@@ -252,6 +281,12 @@ impl FuseMount {
     #[cfg(test)]
     pub(super) fn notify_by(&self, notices: Notices) {
         *self.swapping.lock() = notices;
+    }
+
+    /// What is served, for tests that look inside.
+    #[cfg(test)]
+    pub(super) fn served(&self) -> Arc<Served> {
+        Arc::clone(&self.served)
     }
 
     /// Another descriptor of the connection, which keeps the mount alive in whatever process.

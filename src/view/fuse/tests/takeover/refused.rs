@@ -1,0 +1,1 @@
+//! What no process can go on with, and what is left then.
