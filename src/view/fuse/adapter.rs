@@ -106,8 +106,17 @@ impl Adapter {
         });
     }
 
+    /// The kernel has taken in what it was told by way of a handle before.
+    fn asks(&self, handle: FileHandle) {
+        let is_old = self.0.directories.lock().asks(handle.0);
+        if is_old {
+            self.0.forget_names();
+        }
+    }
+
     /// The table and the row that an open directory lists at a position.
     fn listed(&self, number: u64, handle: FileHandle, offset: u64) -> Option<(Arc<Table>, Id)> {
+        self.asks(handle);
         let current = Arc::clone(&self.0.table());
         let table = self.0.directories.lock().table(handle.0, number, offset, &current);
         let id = table.find(number)?;
@@ -221,7 +230,7 @@ impl Filesystem for Adapter {
         if table.find(ino.0).is_none() {
             return reply.error(Errno::ESTALE);
         }
-        let handle = FileHandle(self.0.directories.lock().add(ino.0, table));
+        let handle = FileHandle(self.0.directories.lock().add(table));
         reply.opened(handle, FopenFlags::empty());
     }
 
@@ -275,6 +284,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.asks(fh);
         let table = self.0.directories.lock().remove(fh.0);
         // The last handle of an old table takes it along.
         drop(table);

@@ -1,11 +1,10 @@
 //! What the kernel must forget when one table follows another.
 
-use std::collections::HashSet;
-
 use super::{
     notice::Untold,
     table::{Body, Id, Table},
 };
+use crate::object::Object;
 
 /// What the kernel may know from a table and must not go on believing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -24,8 +23,7 @@ impl Outdated {
         old: &'a Table,
     ) -> Untold<'a, impl ExactSizeIterator<Item = (u64, &'a [u8])>> {
         let name = |id: &Id| (old.number(old.parent(*id)), old.name(*id));
-        let names = self.names.iter().map(name);
-        Untold { names, directories: &self.directories, told: HashSet::new() }
+        Untold { names: self.names.iter().map(name), directories: &self.directories }
     }
 }
 
@@ -49,5 +47,15 @@ impl Table {
             }));
         }
         outdated
+    }
+
+    /// The files of this table that `new` does not have, by number: somebody may have looked them up
+    /// just now.
+    pub(super) fn gone<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = (u64, Object)> + 'a {
+        self.rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| new.find(row.number).is_none())
+            .filter_map(|(index, row)| Some((row.number, self.object(Id::from_index(index))?)))
     }
 }

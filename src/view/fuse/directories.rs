@@ -1,9 +1,6 @@
 //! Open directories: each goes on listing what it began with.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::table::{Attributes, Id, Table};
 
@@ -16,10 +13,18 @@ pub(super) struct Directories {
 
 #[derive(Debug)]
 struct OpenDirectory {
-    number: u64,
     table: Arc<Table>,
-    /// Whether the kernel was told names that it may not have taken in yet: it has when it asks again.
-    is_told: bool,
+    taking: Taking,
+}
+
+/// What the kernel may still be doing with names that it was told: when it asks again, it has taken
+/// them in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taking {
+    Nothing,
+    Names,
+    /// There was a swap since.
+    OldNames,
 }
 
 /// One line of a directory.
@@ -39,10 +44,10 @@ impl Directories {
         Self { open: HashMap::new(), next: fastrand::u64(..) }
     }
 
-    pub(super) fn add(&mut self, number: u64, table: Arc<Table>) -> u64 {
+    pub(super) fn add(&mut self, table: Arc<Table>) -> u64 {
         let handle = self.next;
         self.next = self.next.wrapping_add(1);
-        self.open.insert(handle, OpenDirectory { number, table, is_told: false });
+        self.open.insert(handle, OpenDirectory { table, taking: Taking::Nothing });
         handle
     }
 
@@ -56,25 +61,37 @@ impl Directories {
         current: &Arc<Table>,
     ) -> Arc<Table> {
         let restarts = offset == 0 && current.find(number).is_some();
-        let fresh = || OpenDirectory { number, table: Arc::clone(current), is_told: false };
+        let fresh = || OpenDirectory { table: Arc::clone(current), taking: Taking::Nothing };
         let open = self.open.entry(handle).or_insert_with(fresh);
         if restarts {
             open.table = Arc::clone(current);
         }
-        open.is_told = false;
         Arc::clone(&open.table)
     }
 
     /// Notes that the kernel is about to be told names by way of a handle.
     pub(super) fn tells(&mut self, handle: u64) {
         if let Some(open) = self.open.get_mut(&handle) {
-            open.is_told = true;
+            open.taking = Taking::Names;
         }
     }
 
-    /// The numbers of directories of which the kernel may still be taking in names.
-    pub(super) fn told(&self) -> HashSet<u64> {
-        self.open.values().filter(|open| open.is_told).map(|open| open.number).collect()
+    /// Notes that the kernel asks again by way of a handle. True if it has taken in names from before
+    /// a swap meanwhile, and must be told to forget them.
+    pub(super) fn asks(&mut self, handle: u64) -> bool {
+        let taking = self.open.get_mut(&handle).map(|open| &mut open.taking);
+        taking.is_some_and(|taking| std::mem::replace(taking, Taking::Nothing) == Taking::OldNames)
+    }
+
+    /// Notes that there was a swap. True if the kernel may still be taking in names from before.
+    pub(super) fn swapped(&mut self) -> bool {
+        let taking = self.open.values_mut().filter(|open| open.taking != Taking::Nothing);
+        taking.map(|open| open.taking = Taking::OldNames).count() > 0
+    }
+
+    /// Whether the kernel may still be taking in names from before a swap.
+    pub(super) fn is_behind(&self) -> bool {
+        self.open.values().any(|open| open.taking == Taking::OldNames)
     }
 
     pub(super) fn remove(&mut self, handle: u64) -> Option<Arc<Table>> {

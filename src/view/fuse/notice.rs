@@ -4,21 +4,19 @@
 //! them: a process could see some names from before and others from after the swap. Since then one
 //! notice makes all names be looked up again. It has a price: the kernel also forgets what it cached
 //! of unchanged files, unless they are open (it drops an inode with its last name). So it is sent only
-//! when more than one name leads elsewhere. And it does not do alone: a `READDIRPLUS` under way brings
-//! back what it was answered before the swap. So the names of directories of which the kernel may
-//! still be taking in an answer are told as well (the notice of a name waits for it).
+//! when more than one name leads elsewhere. And once is not enough: a `READDIRPLUS` under way brings
+//! back what it was answered before the swap, as if it had been told after it. The notice is sent once
+//! more when the kernel has taken that in.
 //!
-//! Notices take locks in the kernel that a lookup under way may hold: they are sent from threads that
-//! serve no requests, straight to the device, and without any lock of ours.
-//!
-//! The notice of a name waits for such a lock however the process is killed meanwhile, and then the
-//! process cannot end before another one has answered the lookup, or the connection is aborted. Fewer
-//! names are the only remedy: none without need.
+//! The notice of a name waits for lookups and listings under way in its directory, and it goes on
+//! waiting when its process is killed: that process cannot end before another one has answered them,
+//! or the connection is aborted. That is why a name is told by itself only where nothing else does.
+//! Notices are sent from threads that serve no requests, straight to the device, and without any lock
+//! of ours.
 //!
 //! Source: kernel `include/uapi/linux/fuse.h`, `fuse_out_header` and `fuse_notify_*_out`.
 
 use std::{
-    collections::HashSet,
     io,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -41,8 +39,6 @@ pub(super) struct Untold<'a, N> {
     pub(super) names: N,
     /// Directories with other children.
     pub(super) directories: &'a [u64],
-    /// Directories of which the kernel may still be taking in names.
-    pub(super) told: HashSet<u64>,
 }
 
 /// How the kernel is told.
@@ -55,6 +51,15 @@ pub(super) enum Notices {
     OneByOne,
 }
 
+/// How the kernel was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// All names at one moment: see [`forget_names`] for those that it may still be taking in.
+    AtOnce,
+    /// Name by name, and all is told.
+    OneByOne,
+}
+
 /// Tells the kernel what is wrong.
 ///
 /// # Errors
@@ -62,12 +67,12 @@ pub(super) enum Notices {
 /// error returned.
 ///
 /// # Blocking
-/// Waits for requests under way in the directories concerned.
+/// Name by name it waits for requests under way in the directories concerned.
 pub(super) fn tell<'a>(
     device: impl AsFd,
     untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
     notices: Notices,
-) -> io::Result<()> {
+) -> io::Result<Told> {
     let device = device.as_fd();
     let mut outcome = Ok(());
     let mut note = |answer: nix::Result<()>| {
@@ -76,22 +81,18 @@ pub(super) fn tell<'a>(
         }
     };
     // One name changes at once in any case.
-    let mut is_told = false;
-    if notices == Notices::AtOnce && untold.names.len() > 1 {
-        match forget_names(device) {
-            Ok(known) => is_told = known,
-            Err(errno) => note(Err(errno)),
-        }
-    }
-    for (directory, name) in untold.names {
-        if !is_told || untold.told.contains(&directory) {
+    let many = notices == Notices::AtOnce && untold.names.len() > 1;
+    let at_once = many && forget_names(device)?;
+    if !at_once {
+        for (directory, name) in untold.names {
             note(forget_name(device, directory, name));
         }
     }
     for number in untold.directories {
         note(forget_attributes(device, *number));
     }
-    Ok(outcome?)
+    outcome?;
+    Ok(if at_once { Told::AtOnce } else { Told::OneByOne })
 }
 
 /// Makes the kernel send again, first of all, what a process took from it and did not answer.
@@ -103,10 +104,16 @@ pub(super) fn resend(device: impl AsFd) -> io::Result<()> {
 }
 
 /// Makes the kernel look up every name again. False where it does not know how, before Linux 6.16.
-pub(super) fn forget_names(device: impl AsFd) -> nix::Result<bool> {
+///
+/// # Errors
+/// What the kernel answers.
+///
+/// # Blocking
+/// Does not.
+pub(super) fn forget_names(device: impl AsFd) -> io::Result<bool> {
     match send(device.as_fd(), INC_EPOCH, &[]) {
         Err(Errno::EINVAL) => Ok(false),
-        answer => answer.map(|()| true),
+        answer => Ok(answer.map(|()| true)?),
     }
 }
 
