@@ -101,11 +101,20 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// Lets another process go on.
-    pub(super) fn resume(&mut self) {
+    /// Lets another process try to go on; its answer.
+    pub(super) fn try_resume(&mut self) -> String {
         let device = Some((&self.device, &*self.handover));
         (self.child, self.control) = spawn(&self.directory, self.passthrough, device);
         let answer = self.answer();
+        if answer.starts_with("failed") {
+            self.child.wait().unwrap();
+        }
+        answer
+    }
+
+    /// Lets another process go on.
+    pub(super) fn resume(&mut self) {
+        let answer = self.try_resume();
         let [word, shown] = words(&answer);
         assert_eq!(word, "resumed", "{answer}");
         self.shown = shown.parse().unwrap();
@@ -136,9 +145,13 @@ impl Server {
         self.directory.join("ledger")
     }
 
+    pub(super) fn unmount(&self) {
+        target(&self.directory).unmount_all().unwrap();
+    }
+
     /// Unmounts, and lets the process end.
     pub(super) fn close(mut self) {
-        target(&self.directory).unmount_all().unwrap();
+        self.unmount();
         assert_eq!(self.ask("close"), "true");
         assert!(self.child.wait().unwrap().success());
     }
