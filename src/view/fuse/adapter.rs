@@ -106,8 +106,17 @@ impl Adapter {
         });
     }
 
+    /// The kernel has taken in what it was told by way of a handle before.
+    fn asks(&self, handle: FileHandle) {
+        let is_old = self.0.directories.lock().asks(handle.0);
+        if is_old {
+            self.0.forget_names();
+        }
+    }
+
     /// The table and the row that an open directory lists at a position.
     fn listed(&self, number: u64, handle: FileHandle, offset: u64) -> Option<(Arc<Table>, Id)> {
+        self.asks(handle);
         let current = Arc::clone(&self.0.table());
         let table = self.0.directories.lock().table(handle.0, number, offset, &current);
         let id = table.find(number)?;
@@ -257,6 +266,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         };
         let current = self.0.table();
+        let mut is_empty = true;
         for Line { name, attributes, next } in table.lines(id, offset) {
             let attr = file_attr(&attributes);
             // What an old handle tells must not be believed for longer than it takes to tell it.
@@ -265,11 +275,16 @@ impl Filesystem for Adapter {
             if reply.add(attr.ino, next, OsStr::from_bytes(name), &ttl, &attr, GENERATION) {
                 break;
             }
+            is_empty = false;
+        }
+        if !is_empty {
+            self.0.directories.lock().tells(fh.0);
         }
         reply.ok();
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.asks(fh);
         let table = self.0.directories.lock().remove(fh.0);
         // The last handle of an old table takes it along.
         drop(table);

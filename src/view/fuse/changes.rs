@@ -4,6 +4,7 @@ use super::{
     notice::Untold,
     table::{Body, Id, Table},
 };
+use crate::object::Object;
 
 /// What the kernel may know from a table and must not go on believing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -46,5 +47,15 @@ impl Table {
             }));
         }
         outdated
+    }
+
+    /// The files of this table that `new` does not have, by number: somebody may have looked them up
+    /// just now.
+    pub(super) fn gone<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = (u64, Object)> + 'a {
+        self.rows
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| new.find(row.number).is_none())
+            .filter_map(|(index, row)| Some((row.number, self.object(Id::from_index(index))?)))
     }
 }

@@ -123,7 +123,11 @@ impl Handles {
         let handle = self.opens.unused();
         let noted = backing.as_ref().map(|backing| backing.number());
         let note = Handle { number, handle, request, backing: noted };
+        #[cfg(test)]
+        super::tests::dies_at("registered");
         self.journal.opened(note, is_first.then_some(&*shown.object))?;
+        #[cfg(test)]
+        super::tests::dies_at("opened");
         self.opens.add(number, handle, Open { request, shown, file, backing: backing.clone() });
         Ok(Opened { handle, backing })
     }
@@ -139,6 +143,8 @@ impl Handles {
         {
             tracing::warn!(%error, "failed to note that a file is closed");
         }
+        #[cfg(test)]
+        super::tests::dies_at("released");
         self.opens.remove(handle)
     }
 

@@ -306,3 +306,121 @@ impl Reading {
         Left { inodes: self.inodes.into_values().collect(), numbers: self.numbers }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::view::fuse::tests::object;
+
+    fn handle(number: u64, handle: u64, backing: Option<u32>) -> Handle {
+        Handle { number, handle, request: 2 * handle, backing }
+    }
+
+    fn journal(directory: &Path) -> (Ledger, Journal) {
+        let ledger = Ledger::create(directory).unwrap();
+        let numbers = Numbers::default();
+        let journal = Journal::create(&ledger, std::iter::empty(), &numbers).unwrap();
+        (ledger, journal)
+    }
+
+    /// Handles by inode, each with its request, and backing files.
+    fn left(ledger: &Ledger) -> (Vec<Inode>, Numbers) {
+        let Left { mut inodes, numbers } = Left::read(ledger).unwrap();
+        inodes.sort_by_key(|inode| inode.number);
+        (inodes, numbers)
+    }
+
+    /// Two inodes, one of which has two handles, the first of them closed.
+    fn written(directory: &Path) -> (Ledger, Journal) {
+        let (ledger, mut journal) = journal(directory);
+        let (first, second) = (object("a", "1", 7), object("b", "2", 8));
+        journal.opened(handle(10, 1, Some(5)), Some(&first)).unwrap();
+        journal.opened(handle(10, 2, Some(5)), None).unwrap();
+        journal.opened(handle(11, 3, None), Some(&second)).unwrap();
+        journal.opened(handle(12, 4, Some(6)), Some(&second)).unwrap();
+        journal.released(1).unwrap();
+        journal.released(4).unwrap();
+        (ledger, journal)
+    }
+
+    #[test]
+    fn what_is_open_is_read_as_it_was_noted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, _) = written(directory.path());
+        let (inodes, numbers) = left(&ledger);
+        let inode = |number, object, backing, handles: [(u64, u64); 1]| {
+            let handles = HashMap::from(handles);
+            Inode { number, object, backing, handles }
+        };
+        let wanted = [
+            inode(10, object("a", "1", 7), Some(5), [(2, 4)]),
+            inode(11, object("b", "2", 8), None, [(3, 6)]),
+        ];
+        assert_eq!(inodes, wanted);
+        assert_eq!((numbers.last, numbers.open.into_iter().collect()), (6, vec![5, 6]));
+    }
+
+    #[test]
+    fn a_journal_that_is_written_anew_says_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, mut journal) = written(directory.path());
+        let (inodes, numbers) = left(&ledger);
+        let open = inodes.iter().flat_map(|inode| {
+            inode.handles.iter().map(|(known, request)| {
+                let noted = handle(inode.number, *known, inode.backing);
+                (Handle { request: *request, ..noted }, Some(&inode.object))
+            })
+        });
+        journal.renew(open, &numbers).unwrap();
+        assert_eq!(left(&ledger), (inodes, numbers));
+        journal.released(2).unwrap();
+        assert_eq!(left(&ledger).0.len(), 1);
+        assert!(!ledger.opens().with_extension("new").exists());
+    }
+
+    #[test]
+    fn a_journal_is_long_when_most_of_it_is_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, mut journal) = journal(directory.path());
+        let object = object("a", "1", 7);
+        for n in 0..FEW as u64 {
+            assert!(!journal.is_long(1));
+            journal.opened(handle(n, n, None), Some(&object)).unwrap();
+        }
+        journal.released(0).unwrap();
+        assert!(journal.is_long(1));
+        assert!(!journal.is_long(FEW - 1));
+    }
+
+    #[test]
+    fn a_record_that_a_process_died_in_was_not_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, _) = written(directory.path());
+        let whole = fs::read(ledger.opens()).unwrap();
+        let mut counts = Vec::new();
+        for length in MAGIC.len() + 1 + 8 + 4..=whole.len() {
+            fs::write(ledger.opens(), &whole[..length]).unwrap();
+            let handles = |inode: &Inode| inode.handles.len();
+            counts.push(left(&ledger).0.iter().map(handles).sum::<usize>());
+        }
+        counts.dedup();
+        assert_eq!(counts, [0, 1, 2, 3, 4, 3, 2]);
+    }
+
+    #[test]
+    fn damage_is_refused_wherever_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, _) = written(directory.path());
+        let good = fs::read(ledger.opens()).unwrap();
+        // The highest number of a backing file only says what to close: any will do.
+        let last = MAGIC.len() + 1 + 8..MAGIC.len() + 1 + 8 + 4;
+        for bit in (0..good.len() * 8).filter(|bit| !last.contains(&(bit / 8))) {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(ledger.opens(), bytes).unwrap();
+            Left::read(&ledger).unwrap_err();
+        }
+    }
+}

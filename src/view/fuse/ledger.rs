@@ -7,6 +7,7 @@
 //! table:  "s3vt" 1, 8 bytes that name the mount
 //!         the listing; bytes: its inode numbers
 //!         what the kernel must forget: names, each with its directory's number; directories
+//!         the files that the last swap took away, each its number after a 1; then a 0
 //!         32 bytes: SHA-256 of all of the above
 //! ```
 //!
@@ -28,8 +29,9 @@ use sha2::{Digest, Sha256};
 
 use super::{ResumeError, notice::Untold, table::Table};
 use crate::{
-    listing::Listing,
-    packed::{put, put_bytes, take, take_bytes},
+    listing::{Listing, read_object, write_object},
+    object::Object,
+    packed::{invalid, put, put_bytes, take, take_bytes},
     volume::Ownership,
 };
 
@@ -58,6 +60,8 @@ pub(super) struct Shown {
     /// What the kernel may not have been told.
     pub(super) names: Vec<(u64, Vec<u8>)>,
     pub(super) directories: Vec<u64>,
+    /// Files that are not listed any more, and may just have been looked up.
+    pub(super) gone: Vec<(u64, Object)>,
 }
 
 impl Ledger {
@@ -85,7 +89,7 @@ impl Ledger {
         self.directory.join("opens")
     }
 
-    /// Notes what is to be shown, and what the kernel must forget then.
+    /// Notes what is to be shown, what the kernel must forget then, and which files are gone.
     ///
     /// # Errors
     /// What the file system answers; what was noted before stays.
@@ -94,6 +98,7 @@ impl Ledger {
         listing: &Listing,
         table: &Table,
         untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
+        gone: impl Iterator<Item = (u64, Object)>,
     ) -> io::Result<()> {
         let path = self.directory.join("table");
         replace(&path, |file| {
@@ -110,6 +115,12 @@ impl Ledger {
             }
             put(&mut out, untold.directories.len() as u64)?;
             untold.directories.iter().try_for_each(|number| put(&mut out, *number))?;
+            for (number, object) in gone {
+                put(&mut out, 1)?;
+                put(&mut out, number)?;
+                write_object(&mut out, &object)?;
+            }
+            put(&mut out, 0)?;
             let Hashing { mut inner, hash } = out;
             inner.write_all(&hash.finalize())?;
             inner.flush()
@@ -126,6 +137,7 @@ impl Ledger {
         let listing = self.listing(&mut input)?;
         let numbers = take_bytes(&mut input, MOST_NUMBERS).map_err(damaged(WHAT))?;
         let (names, directories) = untold(&mut input).map_err(damaged(WHAT))?;
+        let gone = gone(&mut input).map_err(damaged(WHAT))?;
         let Hashing { mut inner, hash } = input;
         let mut check = Vec::new();
         inner.read_to_end(&mut check).map_err(damaged(WHAT))?;
@@ -134,7 +146,7 @@ impl Ledger {
         }
         let table = Table::with_numbers(&listing, ownership, &numbers);
         let table = table.map_err(|source| ResumeError::Numbers { source })?;
-        Ok(Shown { listing, table, names, directories })
+        Ok(Shown { listing, table, names, directories, gone })
     }
 
     fn listing(&self, input: &mut impl Read) -> Result<Listing, ResumeError> {
@@ -157,6 +169,17 @@ fn untold(input: &mut impl Read) -> io::Result<(Vec<(u64, Vec<u8>)>, Vec<u64>)> 
         directories.push(take(input)?);
     }
     Ok((names, directories))
+}
+
+fn gone(input: &mut impl Read) -> io::Result<Vec<(u64, Object)>> {
+    let mut gone = Vec::new();
+    loop {
+        match take(input)? {
+            0 => return Ok(gone),
+            1 => gone.push((take(input)?, read_object(input)?)),
+            _ => return Err(invalid("no file and no end")),
+        }
+    }
 }
 
 /// Writes a file in the place of another, all of it or nothing.

@@ -1,15 +1,18 @@
 //! Telling the kernel what it must not believe any longer.
 //!
-//! Each name that leads elsewhere is told by itself. That alone is not one moment for all of them: a
-//! process could see some names from before and others from after the swap. So since Linux 6.16 one
-//! notice comes first that makes all names be looked up again. It does not do alone, since a
-//! `READDIRPLUS` under way brings back what it was answered before the swap (the notice of a name
-//! waits for it); and it has a price: the kernel also forgets what it cached of unchanged files,
-//! unless they are open (it drops an inode with its last name). So it is sent only when more than one
-//! name leads elsewhere.
+//! Before Linux 6.16 each name that leads elsewhere is told by itself. That is not one moment for all of
+//! them: a process could see some names from before and others from after the swap. Since then one
+//! notice makes all names be looked up again. It has a price: the kernel also forgets what it cached
+//! of unchanged files, unless they are open (it drops an inode with its last name). So it is sent only
+//! when more than one name leads elsewhere. And once is not enough: a `READDIRPLUS` under way brings
+//! back what it was answered before the swap, as if it had been told after it. The notice is sent once
+//! more when the kernel has taken that in.
 //!
-//! Notices take locks in the kernel that a lookup under way may hold: they are sent from threads that
-//! serve no requests, straight to the device, and without any lock of ours.
+//! The notice of a name waits for lookups and listings under way in its directory, and it goes on
+//! waiting when its process is killed: that process cannot end before another one has answered them,
+//! or the connection is aborted. That is why a name is told by itself only where nothing else does.
+//! Notices are sent from threads that serve no requests, straight to the device, and without any lock
+//! of ours.
 //!
 //! Source: kernel `include/uapi/linux/fuse.h`, `fuse_out_header` and `fuse_notify_*_out`.
 
@@ -48,6 +51,15 @@ pub(super) enum Notices {
     OneByOne,
 }
 
+/// How the kernel was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// All names at one moment: see [`forget_names`] for those that it may still be taking in.
+    AtOnce,
+    /// Name by name, and all is told.
+    OneByOne,
+}
+
 /// Tells the kernel what is wrong.
 ///
 /// # Errors
@@ -55,12 +67,12 @@ pub(super) enum Notices {
 /// error returned.
 ///
 /// # Blocking
-/// Waits for requests under way in the directories concerned.
+/// Name by name it waits for requests under way in the directories concerned.
 pub(super) fn tell<'a>(
     device: impl AsFd,
     untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
     notices: Notices,
-) -> io::Result<()> {
+) -> io::Result<Told> {
     let device = device.as_fd();
     let mut outcome = Ok(());
     let mut note = |answer: nix::Result<()>| {
@@ -69,16 +81,18 @@ pub(super) fn tell<'a>(
         }
     };
     // One name changes at once in any case.
-    if notices == Notices::AtOnce && untold.names.len() > 1 {
-        note(increase_epoch(device));
-    }
-    for (directory, name) in untold.names {
-        note(forget_name(device, directory, name));
+    let many = notices == Notices::AtOnce && untold.names.len() > 1;
+    let at_once = many && forget_names(device)?;
+    if !at_once {
+        for (directory, name) in untold.names {
+            note(forget_name(device, directory, name));
+        }
     }
     for number in untold.directories {
         note(forget_attributes(device, *number));
     }
-    Ok(outcome?)
+    outcome?;
+    Ok(if at_once { Told::AtOnce } else { Told::OneByOne })
 }
 
 /// Makes the kernel send again, first of all, what a process took from it and did not answer.
@@ -89,11 +103,17 @@ pub(super) fn resend(device: impl AsFd) -> io::Result<()> {
     Ok(send(device.as_fd(), RESEND, &[])?)
 }
 
-/// Makes the kernel look up every name again, where it knows how.
-fn increase_epoch(device: BorrowedFd<'_>) -> nix::Result<()> {
-    match send(device, INC_EPOCH, &[]) {
-        Err(Errno::EINVAL) => Ok(()),
-        answer => answer,
+/// Makes the kernel look up every name again. False where it does not know how, before Linux 6.16.
+///
+/// # Errors
+/// What the kernel answers.
+///
+/// # Blocking
+/// Does not.
+pub(super) fn forget_names(device: impl AsFd) -> io::Result<bool> {
+    match send(device.as_fd(), INC_EPOCH, &[]) {
+        Err(Errno::EINVAL) => Ok(false),
+        answer => Ok(answer.map(|()| true)?),
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a session serves: the answers to the kernel's questions, in words that no library owns.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io,
+    os::fd::OwnedFd,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use super::{
     Content, OpenFile, Refusal,
     directories::Directories,
     handles::{Handles, Opened, Opening},
+    notice,
     opens::{Open, Shown},
     session::{FuseOptions, Negotiated},
     table::{Attributes, Table},
@@ -40,7 +42,10 @@ pub(super) struct Served {
     /// The tables before, for a while, oldest first: whoever looked a name up just before a swap can
     /// still open what it found.
     former: Mutex<VecDeque<Arc<Table>>>,
-    pub(super) content: Arc<dyn Content>,
+    /// The same of a former process: the files that its last swap took away.
+    gone: Mutex<HashMap<u64, Shown>>,
+    content: Arc<dyn Content>,
+    pub(super) device: Arc<OwnedFd>,
     pub(super) handles: Mutex<Handles>,
     pub(super) directories: Mutex<Directories>,
     pub(super) options: FuseOptions,
@@ -68,13 +73,16 @@ impl Served {
     pub(super) fn new(
         table: Table,
         content: Arc<dyn Content>,
+        device: Arc<OwnedFd>,
         handles: Handles,
         options: FuseOptions,
     ) -> Self {
         Self {
             table: RwLock::new(Arc::new(table)),
             former: Mutex::default(),
+            gone: Mutex::default(),
             content,
+            device,
             handles: Mutex::new(handles),
             directories: Mutex::new(Directories::new()),
             options,
@@ -87,6 +95,12 @@ impl Served {
     /// The table that counts now, and goes on counting while the guard is held.
     pub(super) fn table(&self) -> RwLockReadGuard<'_, Arc<Table>> {
         self.table.read()
+    }
+
+    /// Stops all that asks the table, until the guard is dropped.
+    #[cfg(test)]
+    pub(super) fn freeze(&self) -> parking_lot::RwLockWriteGuard<'_, Arc<Table>> {
+        self.table.write()
     }
 
     /// Shows another table, which succeeds `old`. One caller at a time.
@@ -103,6 +117,25 @@ impl Served {
         while former.len() > 1 && MOST_FORMER < rows(&former) {
             former.pop_front();
         }
+    }
+
+    /// Keeps for a while what the last swap of a former process took away.
+    pub(super) fn remember(self: &Arc<Self>, gone: Vec<(u64, Object)>) {
+        let shown = |(number, object): (u64, Object)| {
+            let attributes = Attributes::of_file(number, &object, &self.options.ownership);
+            (number, Shown { object: Arc::new(object), attributes })
+        };
+        *self.gone.lock() = gone.into_iter().map(shown).collect();
+        let (served, closed) = (Arc::downgrade(self), self.tasks.token().clone());
+        let _runtime = self.runtime.enter();
+        self.tasks.spawn(async move {
+            if closed.run_until_cancelled(sleep(FORMER)).await.is_some()
+                && let Some(served) = served.upgrade()
+            {
+                let gone = std::mem::take(&mut *served.gone.lock());
+                drop(gone);
+            }
+        });
     }
 
     fn forget_later(self: &Arc<Self>, old: Weak<Table>) {
@@ -132,11 +165,18 @@ impl Served {
         Ok(table.attributes(child))
     }
 
+    /// Makes the kernel forget names that it took in from an old listing of a directory.
+    pub(super) fn forget_names(&self) {
+        if let Err(error) = notice::forget_names(&*self.device) {
+            tracing::debug!(%error, "failed to make the kernel look up all names again");
+        }
+    }
+
     /// What is known about a number, be it listed or only open.
     pub(super) fn attributes(&self, table: &Table, number: u64) -> Result<Attributes, Missing> {
         let listed = self.ask(table, |table| Some(table.attributes(table.find(number)?)));
-        let open = || self.handles.lock().opens.shown(number).map(|shown| shown.attributes);
-        listed.or_else(open).ok_or(Missing::Inode)
+        let other = || self.unlisted(number).map(|shown| shown.attributes);
+        listed.or_else(other).ok_or(Missing::Inode)
     }
 
     /// What a file shows, be it listed or only open.
@@ -147,8 +187,13 @@ impl Served {
             let object = Arc::new(table.object(id)?);
             Some(Shown { object, attributes: table.attributes(id) })
         });
-        let open = || self.handles.lock().opens.shown(number).cloned();
-        listed.or_else(open).ok_or(Missing::Inode)
+        listed.or_else(|| self.unlisted(number)).ok_or(Missing::Inode)
+    }
+
+    /// What a file shows that no table has.
+    fn unlisted(&self, number: u64) -> Option<Shown> {
+        let open = self.handles.lock().opens.shown(number).cloned();
+        open.or_else(|| self.gone.lock().get(&number).cloned())
     }
 
     /// Opens a file for a request.

@@ -6,12 +6,15 @@ use std::{
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fuser::{Config, InitFlags, KernelConfig, Session, SessionACL, Version};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     Content, FuseError, ResumeError,
@@ -20,7 +23,7 @@ use super::{
     handover::Handover,
     journal::Left,
     ledger::{Ledger, Shown},
-    notice::{self, Notices, Untold},
+    notice::{self, Notices, Told, Untold},
     resume::introduce,
     served::Served,
     table::Table,
@@ -44,6 +47,12 @@ const BACKGROUND: u16 = 64;
 
 /// Blobs lie on a file system of their own, not on one that is stacked on another.
 const STACK_DEPTH: u32 = 1;
+
+/// How long a swap waits for readers that may be taking in names of before.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// After so long a reader has taken in what a process told before it died.
+const TAKEN_IN: Duration = Duration::from_secs(1);
 
 /// How long an aborted session may take: its threads wait for nothing then.
 const AFTER_ABORT: Duration = Duration::from_secs(5);
@@ -112,7 +121,6 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> Negotia
 pub struct FuseMount {
     served: Arc<Served>,
     ledger: Ledger,
-    device: Arc<OwnedFd>,
     connection: FuseConnection,
     /// One swap at a time.
     swapping: Mutex<Notices>,
@@ -143,20 +151,21 @@ impl FuseMount {
         let table = Table::new(listing, options.ownership, SystemTime::now());
         let ledger = Ledger::create(ledger).map_err(FuseError::Ledger)?;
         let untold = Untold { names: iter::empty(), directories: &[] };
-        ledger.save(listing, &table, untold).map_err(FuseError::Ledger)?;
+        ledger.save(listing, &table, untold, iter::empty()).map_err(FuseError::Ledger)?;
         let device = target.mount_fuse(MAX_READ)?;
         let connection = device.connection();
         let start = || {
             let device = Arc::new(device.into_fd());
             let handles =
                 Handles::create(&ledger, Arc::clone(&device)).map_err(FuseError::Ledger)?;
-            let served = Arc::new(Served::new(table, content, handles, options));
+            let served =
+                Arc::new(Served::new(table, content, Arc::clone(&device), handles, options));
             let failed = |action| move |source| FuseError::Session { action, source };
             let adapter = Adapter(Arc::clone(&served));
             let own = device.try_clone().map_err(failed("keep"))?;
             let session = Session::from_fd(adapter, own, SessionACL::All, config());
             let session = session.map_err(failed("start"))?;
-            let serving = Serving { served, ledger, device, connection };
+            let serving = Serving { served, ledger, connection };
             serving.run(session, || {}).map_err(failed("run"))
         };
         start().inspect_err(|_| {
@@ -190,7 +199,7 @@ impl FuseMount {
         let failed = |action| move |source| ResumeError::System { action, source };
         let Handover { mount, connection, negotiated } = Handover::read(handover)?;
         let ledger = Ledger::of(ledger, mount);
-        let Shown { listing, table, names, directories } = ledger.load(options.ownership)?;
+        let Shown { listing, table, names, directories, gone } = ledger.load(options.ownership)?;
         let left = Left::read(&ledger)?;
         if has_ended(&device).map_err(failed("look after"))? {
             return Err(ResumeError::Ended);
@@ -199,14 +208,15 @@ impl FuseMount {
         let device = Arc::new(device);
         let handles = Handles::restore(&ledger, left, Arc::clone(&device), &options.ownership)
             .map_err(failed("note the open files of"))?;
-        let served = Arc::new(Served::new(table, content, handles, options));
+        let served = Arc::new(Served::new(table, content, Arc::clone(&device), handles, options));
         served.negotiated.get_or_init(|| negotiated);
+        served.remember(gone);
         let session = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
             .map_err(failed("begin to serve"))?;
         put_in_place(&device, &session).map_err(failed("take over"))?;
         // First of all: what is read twice would be answered twice.
         notice::resend(&device).map_err(failed("ask for what was not answered of"))?;
-        let serving = Serving { served, ledger, device, connection };
+        let serving = Serving { served, ledger, connection };
         let former = Arc::clone(&serving.served);
         let first = move || former.handles.lock().serve(negotiated.passthrough);
         let mount = serving.run(session, first).map_err(failed("serve"))?;
@@ -216,10 +226,23 @@ impl FuseMount {
 
     /// Repeats what the former process may not have had the time to tell.
     fn tell_again(&self, names: &[(u64, Vec<u8>)], directories: &[u64]) {
-        let names = names.iter().map(|(directory, name)| (*directory, &name[..]));
-        let untold = Untold { names, directories };
-        if let Err(error) = notice::tell(&*self.device, untold, *self.swapping.lock()) {
+        let each = names.iter().map(|(directory, name)| (*directory, &name[..]));
+        let untold = Untold { names: each, directories };
+        if let Err(error) = notice::tell(&*self.served.device, untold, *self.swapping.lock()) {
             tracing::warn!(%error, "failed to tell the kernel of changes; names may lead to old ones");
+        }
+        // What the former process told in its last moment may be taken in only now.
+        if names.len() > 1 {
+            let (served, closed) =
+                (Arc::downgrade(&self.served), self.served.tasks.token().clone());
+            let _runtime = self.served.runtime.enter();
+            self.served.tasks.spawn(async move {
+                if closed.run_until_cancelled(sleep(TAKEN_IN)).await.is_some()
+                    && let Some(served) = served.upgrade()
+                {
+                    served.forget_names();
+                }
+            });
         }
     }
 
@@ -242,10 +265,32 @@ impl FuseMount {
         let old = Arc::clone(&self.served.table());
         let new = Arc::new(old.succeed(listing, SystemTime::now()));
         let outdated = old.outdated(&new);
-        self.ledger.save(listing, &new, outdated.untold(&old)).map_err(FuseError::Ledger)?;
+        self.ledger
+            .save(listing, &new, outdated.untold(&old), old.gone(&new))
+            .map_err(FuseError::Ledger)?;
+        #[cfg(test)]
+        super::tests::dies_at("saved");
         self.served.swap(&old, new);
-        notice::tell(&*self.device, outdated.untold(&old), *notices)
-            .map_err(|source| FuseError::Session { action: "tell of changes to", source })
+        #[cfg(test)]
+        super::tests::dies_at("swapped");
+        // Before the kernel is told: who asks from now on may have taken in something old.
+        let is_behind = outdated.names.len() > 1 && self.served.directories.lock().swapped();
+        let told = notice::tell(&*self.served.device, outdated.untold(&old), *notices)
+            .map_err(|source| FuseError::Session { action: "tell of changes to", source })?;
+        if told == Told::AtOnce && is_behind {
+            self.wait_until_taken_in();
+        }
+        Ok(())
+    }
+
+    /// A listing of a directory under way brings back names from before the swap. Whoever makes it
+    /// takes them in at once, as a rule; if not, they are forgotten when he asks again.
+    fn wait_until_taken_in(&self) {
+        let until = Instant::now() + AT_ONCE;
+        while self.served.directories.lock().is_behind() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.served.forget_names();
     }
 
     /// Makes swaps be told as older kernels need it.
@@ -254,12 +299,18 @@ impl FuseMount {
         *self.swapping.lock() = notices;
     }
 
+    /// What is served, for tests that look inside.
+    #[cfg(test)]
+    pub(super) fn served(&self) -> Arc<Served> {
+        Arc::clone(&self.served)
+    }
+
     /// Another descriptor of the connection, which keeps the mount alive in whatever process.
     ///
     /// # Errors
     /// When there are no more descriptors.
     pub fn device(&self) -> io::Result<OwnedFd> {
-        self.device.try_clone()
+        self.served.device.try_clone()
     }
 
     /// What must go with the descriptor, and never changes: see [`FuseMount::resume`].
@@ -292,14 +343,13 @@ impl FuseMount {
     /// # Cancellation
     /// The session ends by itself when nothing is open any more.
     pub async fn close(self, grace: Duration) -> bool {
-        let Self { served, connection, mut ended, thread, device, .. } = self;
+        let Self { served, connection, mut ended, thread, .. } = self;
         let is_overdue = timeout(grace, ended.wait_for(|ended| *ended)).await.is_err();
         served.tasks.token().cancel();
         if is_overdue {
             blocking(move || abort(connection)).await;
         }
         let has_ended = timeout(AFTER_ABORT, ended.wait_for(|ended| *ended)).await.is_ok();
-        drop(device);
         if has_ended {
             served.tasks.drain().await;
             // It has nothing left to do, and its panic would have been reported.
@@ -313,7 +363,6 @@ impl FuseMount {
 struct Serving {
     served: Arc<Served>,
     ledger: Ledger,
-    device: Arc<OwnedFd>,
     connection: FuseConnection,
 }
 
@@ -324,7 +373,7 @@ impl Serving {
         session: Session<Adapter>,
         first: impl FnOnce() + Send + 'static,
     ) -> io::Result<FuseMount> {
-        let Self { served, ledger, device, connection } = self;
+        let Self { served, ledger, connection } = self;
         let (end, ended) = watch::channel(false);
         let run = move || {
             first();
@@ -333,7 +382,7 @@ impl Serving {
         };
         let thread = thread::Builder::new().name("fuse".into()).spawn(run)?;
         let swapping = Mutex::new(Notices::AtOnce);
-        Ok(FuseMount { served, ledger, device, connection, swapping, ended, thread })
+        Ok(FuseMount { served, ledger, connection, swapping, ended, thread })
     }
 }
 

@@ -15,6 +15,9 @@ mod oracle;
 mod passthrough;
 mod swap;
 mod table;
+mod takeover;
+
+pub(super) use takeover::server::dies_at;
 
 pub(super) const OWNERSHIP: Ownership = Ownership {
     uid: 185,
