@@ -249,15 +249,15 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str) {
 
 async fn one_kill(fixture: &mut Fixture, pod: &Pod, kill: u64) {
     sleep(Duration::from_millis(fastrand::u64(..150))).await;
-    if kill % 3 == 0 {
+    if kill.is_multiple_of(3) {
         fixture.put("k/changes", kill.to_string()).await;
     }
     fixture.restart().await;
-    if kill % 5 == 0 {
+    if kill.is_multiple_of(5) {
         sleep(Duration::from_millis(fastrand::u64(..300))).await;
     }
     // Some go before the kubelet has been there again.
-    if kill % 7 != 0 {
+    if !kill.is_multiple_of(7) {
         fixture.publish(pod).await;
     }
 }
