@@ -10,6 +10,7 @@
 //! ```
 
 mod content;
+mod near;
 mod proofs;
 
 use std::{

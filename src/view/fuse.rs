@@ -37,6 +37,7 @@ mod opens;
 mod resume;
 mod served;
 mod session;
+mod siblings;
 mod table;
 
 use std::{error::Error, fmt, fs::File, io::ErrorKind, sync::Arc};
@@ -49,11 +50,19 @@ pub use self::{
     numbers::BadNumbers,
     resume::ResumeError,
     session::{FuseMount, FuseOptions, Negotiated},
+    siblings::Siblings,
 };
 use crate::{failure::FailureKind, mount::MountError, object::Object};
 
 /// Where the bytes of a volume come from.
 pub trait Content: fmt::Debug + Send + Sync + 'static {
+    /// Told of a file that was just opened and stands in the listing, and of what stands beside it:
+    /// it may be worth fetching. `is_here` if all of the file is.
+    ///
+    /// # Blocking
+    /// As [`Content::open`].
+    fn beside(&self, _siblings: &Siblings<'_>, _is_here: bool) {}
+
     /// Opens an object for one handle. No bytes are needed yet.
     ///
     /// # Errors

@@ -454,6 +454,7 @@ pub(crate) fn served() -> Vec<Case> {
         served {
             a_publish_lists_and_a_read_gets,
             any_range_of_a_large_file_is_right,
+            neighbours_of_a_small_file_come_along,
             extended_attributes_tell_the_version,
             a_replaced_object_is_stale_where_it_was_not_read,
             without_s3_what_is_here_is_read,

@@ -98,6 +98,27 @@ pub(crate) async fn any_range_of_a_large_file_is_right(fixture: Fixture) {
     assert_eq!(seek_past.await.unwrap(), expected[expected.len() - 1..]);
 }
 
+pub(crate) async fn neighbours_of_a_small_file_come_along(fixture: Fixture) {
+    const COUNT: usize = 100;
+    let name = |number: usize| format!("{number:03}");
+    for number in 0..COUNT {
+        fixture.put(&format!("n/{}", name(number)), name(number)).await;
+    }
+    let target = fixture.publish(&fixture.pod("n")).await;
+    fixture.embedded().reset_requests();
+    assert_eq!(read(target.join(name(50))).await.unwrap(), name(50).as_bytes());
+    let gets = || fixture.embedded().requests().gets();
+    eventually("its neighbours", || (gets() > 1).then_some(())).await;
+    for number in 0..COUNT {
+        assert_eq!(read(target.join(name(number))).await.unwrap(), name(number).as_bytes());
+    }
+    assert_eq!(gets(), COUNT as u64, "each is fetched once");
+    // Who reads what is here brings nothing.
+    let again = fixture.publish(&fixture.pod("n")).await;
+    assert_eq!(tree(&again).len(), COUNT);
+    assert_eq!(gets(), COUNT as u64);
+}
+
 pub(crate) async fn extended_attributes_tell_the_version(fixture: Fixture) {
     fixture.put("x/file", "content").await;
     let plain = fixture.publish(&fixture.pod("x")).await;

@@ -29,7 +29,7 @@ use crate::{
     failure::FailureKind,
     fetch::{FetchError, Fetcher, Order, Progress},
     object::Object,
-    source::{SourceError, s3::S3Source},
+    source::{Principal, SourceError, s3::S3Source},
     store::{BlobId, Lease, Sparse, StoreError, Variant, Wanted, read_exact, read_resident},
     task::{blocking, spawn_owned},
 };
@@ -117,6 +117,12 @@ impl Reading {
             content.whole.get().filter(|whole| whole.sharers == sharers)
         };
         self.whole.get().or_else(shared)
+    }
+
+    /// The principal that S3 let read this very version, if that is the one that reads it now.
+    pub fn proven_for(&self) -> Option<Principal> {
+        let opening = self.opening.read();
+        self.is_proven().then(|| opening.source.principal())
     }
 
     /// Asks S3 in this way from now on: credentials have been renewed. Another principal needs a

@@ -22,11 +22,15 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use prometheus::IntCounterVec;
 use tokio::{
-    sync::{OnceCell, watch},
+    sync::{OnceCell, Semaphore, watch},
     time::{Instant, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
-use super::proofs::Proofs;
+use super::{
+    near::{Near, SMALL},
+    proofs::Proofs,
+};
 use crate::{
     config::{Config, FuseConfig, Sharing},
     failure::{FailureKind, full_message},
@@ -34,9 +38,13 @@ use crate::{
     node::Context,
     object::Object,
     source::{SealedPrincipal, s3::S3Source},
-    store::{BlobId, Medium, Sharers, Store},
-    view::fuse::{Content, OpenFile, Refusal},
+    store::{BlobId, Medium, Sharers, Store, pages},
+    task::spawn_owned,
+    view::fuse::{Content, OpenFile, Refusal, Siblings},
 };
+
+/// How many small files are fetched ahead at a time, for each volume.
+const AHEAD: usize = 32;
 
 /// How long a read that failed stands in the volume condition.
 const REMEMBERED: Duration = Duration::from_mins(5);
@@ -56,6 +64,9 @@ struct Shared {
     proofs: Mutex<Proofs>,
     /// Who has to hear of new credentials; some of them are closed.
     files: Mutex<Vec<Weak<VolumeFile>>>,
+    near: Mutex<Near>,
+    ahead: Mutex<Vec<AbortOnDropHandle<()>>>,
+    turns: Semaphore,
     trouble: Mutex<Option<Trouble>>,
     failures: IntCounterVec,
 }
@@ -116,6 +127,9 @@ impl VolumeContent {
             source: watch::Sender::new(None),
             proofs: Mutex::new(Proofs::open(directory)),
             files: Mutex::default(),
+            near: Mutex::default(),
+            ahead: Mutex::default(),
+            turns: Semaphore::new(AHEAD),
             trouble: Mutex::default(),
             failures: context.metrics.fuse_read_failures.clone(),
         };
@@ -126,7 +140,7 @@ impl VolumeContent {
     /// they stand in records: what was proven for another one counts no more.
     pub(in crate::node) fn renew(&self, source: &S3Source, principal: &SealedPrincipal) {
         let shared = &*self.0;
-        shared.proofs.lock().belong_to(principal);
+        shared.proofs.lock().belong_to(source.principal(), principal);
         shared.source.send_replace(Some(source.clone()));
         let files = {
             let mut files = shared.files.lock();
@@ -156,6 +170,24 @@ fn readers(config: &Config) -> Option<Sharers> {
 }
 
 impl Content for VolumeContent {
+    fn beside(&self, siblings: &Siblings<'_>, is_here: bool) {
+        let shared = &self.0;
+        let (directory, position) = (siblings.directory(), siblings.position());
+        let places = shared.near.lock().note(directory, position, is_here);
+        if places.is_empty() {
+            return;
+        }
+        let end = places.end;
+        let mut missing = siblings.at(places);
+        missing.retain(|object| shared.is_worth_fetching(object));
+        if missing.is_empty() {
+            shared.near.lock().is_over(directory, end);
+        }
+        for object in missing {
+            Shared::fetch_ahead(shared, object);
+        }
+    }
+
     fn open(&self, object: &Object) -> Result<Arc<dyn OpenFile>, Refusal> {
         let shared = &self.0;
         let reading = shared.open_here(object);
@@ -213,6 +245,34 @@ impl Shared {
         found.ok_or(ReadError::NoCredentials(patience))
     }
 
+    fn is_worth_fetching(&self, object: &Object) -> bool {
+        let size = object.version.size;
+        (1..=SMALL).contains(&size)
+            && !self.store.has(&object.version)
+            && self.store.has_room(pages(size), 1)
+    }
+
+    /// Fetches a small file before anybody asks for it. Whoever reads it finds out what went wrong.
+    fn fetch_ahead(shared: &Arc<Self>, object: Object) {
+        // Nobody waits for credentials to fetch what nobody reads.
+        let Some(source) = shared.source.borrow().clone() else { return };
+        let opening = shared.opening(source, &object);
+        let ahead = Arc::clone(shared);
+        let task = spawn_owned(async move {
+            let Ok(_turn) = ahead.turns.acquire().await else { return };
+            let version = BlobId::of(&object.version);
+            let reading = ahead.fetcher.open(opening, object).await;
+            if let Ok(reading) = reading
+                && reading.read(0, 1).await.is_ok()
+            {
+                ahead.proofs.lock().note(&version, reading.proven_for());
+            }
+        });
+        let mut tasks = shared.ahead.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
+    }
+
     /// Tells of a read that failed: the process that reads learns a number only.
     fn fail(&self, object: &Object, error: ReadError) -> Refusal {
         let kind = error.kind();
@@ -230,9 +290,9 @@ impl VolumeFile {
             None => self.reading.get_or_try_init(|| self.open()).await?,
         };
         let bytes = reading.read(offset, size).await?;
-        // Bytes are given out only to whom S3 let read this very version.
         if !self.is_noted.swap(true, Ordering::Relaxed) {
-            self.shared.proofs.lock().note(&BlobId::of(&self.object.version));
+            let version = BlobId::of(&self.object.version);
+            self.shared.proofs.lock().note(&version, reading.proven_for());
         }
         Ok(bytes)
     }

@@ -17,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{source::SealedPrincipal, store::BlobId};
+use crate::{
+    source::{Principal, SealedPrincipal},
+    store::BlobId,
+};
 
 const NAME: &str = "proofs";
 const LENGTH: usize = 32;
@@ -26,10 +29,10 @@ const LENGTH: usize = 32;
 #[derive(Debug)]
 pub(super) struct Proofs {
     path: PathBuf,
-    principal: Option<String>,
+    sealed: Option<String>,
     known: HashSet<[u8; LENGTH]>,
-    /// Whether the principal is the one that reads: not before it is there again after a restart.
-    counts: bool,
+    /// Who reads; `None` after a restart, until they are there again. Nothing counts before.
+    principal: Option<Principal>,
     file: Option<File>,
 }
 
@@ -40,23 +43,23 @@ impl Proofs {
     /// Reads the file.
     pub(super) fn open(directory: &Path) -> Self {
         let path = directory.join(NAME);
-        let (principal, known) = std::fs::read(&path).ok().and_then(|it| parse(&it)).unzip();
-        Self { path, principal, known: known.unwrap_or_default(), counts: false, file: None }
+        let (sealed, known) = std::fs::read(&path).ok().and_then(|it| parse(&it)).unzip();
+        Self { path, sealed, known: known.unwrap_or_default(), principal: None, file: None }
     }
 
     /// Keeps what was proven for this principal, and forgets what was for another one.
     ///
     /// # Blocking
     /// Writes a small file, or opens one.
-    pub(super) fn belong_to(&mut self, principal: &SealedPrincipal) {
-        let is_same = self.principal.as_deref() == Some(principal.as_str());
-        if is_same && self.counts {
+    pub(super) fn belong_to(&mut self, principal: Principal, sealed: &SealedPrincipal) {
+        let is_same = self.sealed.as_deref() == Some(sealed.as_str());
+        if is_same && self.principal == Some(principal) {
             return;
         }
-        self.counts = true;
+        self.principal = Some(principal);
         if !is_same {
             self.known.clear();
-            self.principal = Some(principal.as_str().to_owned());
+            self.sealed = Some(sealed.as_str().to_owned());
         }
         let untold = |error: &io::Error| tracing::debug!(%error, "what is proven is not kept over a restart");
         self.file = self.written().inspect_err(untold).ok();
@@ -67,7 +70,7 @@ impl Proofs {
         let anew = self.path.with_extension("new");
         let mut options = File::options();
         let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&anew)?;
-        let mut content = self.principal.clone().unwrap_or_default().into_bytes();
+        let mut content = self.sealed.clone().unwrap_or_default().into_bytes();
         content.push(b'\n');
         content.extend(self.known.iter().flatten());
         file.write_all(&content)?;
@@ -77,15 +80,17 @@ impl Proofs {
 
     /// Whether the principal read this object version.
     pub(super) fn has(&self, id: &BlobId) -> bool {
-        self.counts && self.known.contains(id.as_bytes())
+        self.principal.is_some() && self.known.contains(id.as_bytes())
     }
 
-    /// Notes that S3 let the principal read it.
+    /// Notes that S3 let `principal` read it: of no use if others read by now.
     ///
     /// # Blocking
     /// One write(2) the first time.
-    pub(super) fn note(&mut self, id: &BlobId) {
-        if self.known.insert(*id.as_bytes())
+    pub(super) fn note(&mut self, id: &BlobId, principal: Option<Principal>) {
+        if principal.is_some()
+            && principal == self.principal
+            && self.known.insert(*id.as_bytes())
             && let Some(file) = &mut self.file
             && let Err(error) = file.write_all(id.as_bytes())
         {

@@ -20,6 +20,7 @@ use super::{
     notice,
     opens::{Open, Shown},
     session::{FuseOptions, Negotiated},
+    siblings::Siblings,
     table::{Attributes, Table},
 };
 use crate::{failure::FailureKind, object::Object, task::Tasks};
@@ -202,6 +203,9 @@ impl Served {
             let file = self.content(&shown.object)?;
             Ok(Opening { request, shown, file })
         });
+        if let Ok(open) = &content {
+            self.tell_beside(number, &*open.file);
+        }
         let whole = match &content {
             Ok(open) if self.handles.lock().takes_backing() => open.file.whole(),
             _ => None,
@@ -213,6 +217,14 @@ impl Served {
                 handles.give_up(request);
                 Err(missing)
             }
+        }
+    }
+
+    fn tell_beside(&self, number: u64, file: &dyn OpenFile) {
+        let table = Arc::clone(&self.table());
+        if let Some(siblings) = table.find(number).and_then(|id| Siblings::of(&table, id)) {
+            let _runtime = self.runtime.enter();
+            self.content.beside(&siblings, file.whole().is_some());
         }
     }
 
