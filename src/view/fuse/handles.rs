@@ -9,7 +9,7 @@ use std::{collections::HashSet, fs::File, io, os::fd::OwnedFd, sync::Arc};
 use super::{
     OpenFile,
     backing::{Backing, Backings, Numbers},
-    journal::{Handle, Inode, Journal, Left},
+    journal::{Inode, Journal, Left, Noted},
     ledger::Ledger,
     opens::{Answer, Known, Open, Opens, Shown, Whole, answer},
     table::Attributes,
@@ -122,7 +122,7 @@ impl Handles {
         };
         let handle = self.opens.unused();
         let noted = backing.as_ref().map(|backing| backing.number());
-        let note = Handle { number, handle, request, backing: noted };
+        let note = Noted { number, handle, request, backing: noted };
         #[cfg(test)]
         super::tests::dies_at("registered");
         self.journal.opened(note, is_first.then_some(&*shown.object))?;
@@ -179,12 +179,12 @@ impl Handles {
 }
 
 /// What is open, each inode's object with its first handle.
-fn noted(opens: &Opens<Backing>) -> impl Iterator<Item = (Handle, Option<&Object>)> {
+fn noted(opens: &Opens<Backing>) -> impl Iterator<Item = (Noted, Option<&Object>)> {
     let mut seen = HashSet::new();
     opens.all().map(move |known| {
         let Known { number, handle, request, backing, object } = known;
         let backing = backing.map(|backing| backing.number());
         let first = seen.insert(number).then_some(object);
-        (Handle { number, handle, request, backing }, first)
+        (Noted { number, handle, request, backing }, first)
     })
 }

@@ -50,7 +50,7 @@ const FEW: usize = 1024;
 
 /// One handle of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Handle {
+pub(super) struct Noted {
     pub(super) number: u64,
     pub(super) handle: u64,
     /// The kernel's number of the request that opened it.
@@ -93,7 +93,7 @@ impl Journal {
     /// What the file system answers; the other one then stays.
     pub(super) fn create<'a>(
         ledger: &Ledger,
-        open: impl Iterator<Item = (Handle, Option<&'a Object>)>,
+        open: impl Iterator<Item = (Noted, Option<&'a Object>)>,
         numbers: &Numbers,
     ) -> io::Result<Self> {
         let (path, mount) = (ledger.opens(), ledger.mount());
@@ -105,7 +105,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the file system answers; nothing is noted then.
-    pub(super) fn opened(&mut self, open: Handle, object: Option<&Object>) -> io::Result<()> {
+    pub(super) fn opened(&mut self, open: Noted, object: Option<&Object>) -> io::Result<()> {
         self.append(&open_record(open, object)?)
     }
 
@@ -130,7 +130,7 @@ impl Journal {
     /// What the file system answers; the journal stays as it was, and is not tried at once again.
     pub(super) fn renew<'a>(
         &mut self,
-        open: impl Iterator<Item = (Handle, Option<&'a Object>)>,
+        open: impl Iterator<Item = (Noted, Option<&'a Object>)>,
         numbers: &Numbers,
     ) -> io::Result<()> {
         let written = write_all(&self.path, self.mount, open, numbers);
@@ -154,7 +154,7 @@ impl Journal {
 fn write_all<'a>(
     path: &Path,
     mount: u64,
-    open: impl Iterator<Item = (Handle, Option<&'a Object>)>,
+    open: impl Iterator<Item = (Noted, Option<&'a Object>)>,
     numbers: &Numbers,
 ) -> io::Result<(File, u64, usize)> {
     let mut bytes = MAGIC.to_vec();
@@ -178,8 +178,8 @@ fn write_all<'a>(
     })
 }
 
-fn open_record(open: Handle, object: Option<&Object>) -> io::Result<Vec<u8>> {
-    let Handle { number, handle, request, backing } = open;
+fn open_record(open: Noted, object: Option<&Object>) -> io::Result<Vec<u8>> {
+    let Noted { number, handle, request, backing } = open;
     let mut body = vec![0];
     for value in [request, number, handle, backing.unwrap_or(0).into()] {
         put(&mut body, value)?;
@@ -314,8 +314,8 @@ mod tests {
     use super::*;
     use crate::view::fuse::tests::object;
 
-    fn handle(number: u64, handle: u64, backing: Option<u32>) -> Handle {
-        Handle { number, handle, request: 2 * handle, backing }
+    fn handle(number: u64, handle: u64, backing: Option<u32>) -> Noted {
+        Noted { number, handle, request: 2 * handle, backing }
     }
 
     fn journal(directory: &Path) -> (Ledger, Journal) {
@@ -370,7 +370,7 @@ mod tests {
         let open = inodes.iter().flat_map(|inode| {
             inode.handles.iter().map(|(known, request)| {
                 let noted = handle(inode.number, *known, inode.backing);
-                (Handle { request: *request, ..noted }, Some(&inode.object))
+                (Noted { request: *request, ..noted }, Some(&inode.object))
             })
         });
         journal.renew(open, &numbers).unwrap();

@@ -52,13 +52,16 @@ pub(super) struct Ledger {
     mount: u64,
 }
 
+/// A name, and the number of its directory.
+pub(super) type Name = (u64, Vec<u8>);
+
 /// What a former process showed.
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) listing: Listing,
     pub(super) table: Table,
     /// What the kernel may not have been told.
-    pub(super) names: Vec<(u64, Vec<u8>)>,
+    pub(super) names: Vec<Name>,
     pub(super) directories: Vec<u64>,
     /// Files that are not listed any more, and may just have been looked up.
     pub(super) gone: Vec<(u64, Object)>,
@@ -160,7 +163,7 @@ impl Ledger {
     }
 }
 
-fn untold(input: &mut impl Read) -> io::Result<(Vec<(u64, Vec<u8>)>, Vec<u64>)> {
+fn untold(input: &mut impl Read) -> io::Result<(Vec<Name>, Vec<u64>)> {
     let (mut names, mut directories) = (Vec::new(), Vec::new());
     for _ in 0..take(input)? {
         names.push((take(input)?, take_bytes(input, LONGEST_NAME)?));

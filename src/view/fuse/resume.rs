@@ -65,8 +65,9 @@ impl ResumeError {
     /// thing, `NotFound` for a mount that is gone, `Internal` for the system.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Unknown { .. } => FailureKind::Incompatible,
-            Self::Numbers { source: BadNumbers::Unknown } => FailureKind::Incompatible,
+            Self::Unknown { .. } | Self::Numbers { source: BadNumbers::Unknown } => {
+                FailureKind::Incompatible
+            }
             Self::Damaged { .. } | Self::Numbers { .. } | Self::Other { .. } => {
                 FailureKind::Corrupt
             }

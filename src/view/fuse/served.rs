@@ -139,6 +139,23 @@ impl Served {
         });
     }
 
+    /// All files that could still be opened, and that `new` does not have: some more than once.
+    pub(super) fn gone<'a>(
+        former: &'a [Arc<Table>],
+        left: Vec<(u64, Object)>,
+        new: &'a Table,
+    ) -> impl Iterator<Item = (u64, Object)> + 'a {
+        former.iter().flat_map(|table| table.gone(new)).chain(left)
+    }
+
+    /// The tables before, and what a former process left: whose files can still be opened.
+    pub(super) fn former(&self) -> (Vec<Arc<Table>>, Vec<(u64, Object)>) {
+        let left = self.gone.lock();
+        let left = left.iter().map(|(number, shown)| (*number, (*shown.object).clone()));
+        let left = left.collect();
+        (self.former.lock().iter().cloned().collect(), left)
+    }
+
     fn forget_later(self: &Arc<Self>, old: Weak<Table>) {
         let (served, closed) = (Arc::downgrade(self), self.tasks.token().clone());
         let _runtime = self.runtime.enter();

@@ -22,7 +22,7 @@ use super::{
     handles::Handles,
     handover::Handover,
     journal::Left,
-    ledger::{Ledger, Shown},
+    ledger::{Ledger, Name, Shown},
     notice::{self, Notices, Told, Untold},
     resume::introduce,
     served::Served,
@@ -122,6 +122,7 @@ pub struct FuseMount {
     served: Arc<Served>,
     ledger: Ledger,
     connection: FuseConnection,
+    negotiated: Negotiated,
     /// One swap at a time.
     swapping: Mutex<Notices>,
     ended: watch::Receiver<bool>,
@@ -165,7 +166,10 @@ impl FuseMount {
             let own = device.try_clone().map_err(failed("keep"))?;
             let session = Session::from_fd(adapter, own, SessionACL::All, config());
             let session = session.map_err(failed("start"))?;
-            let serving = Serving { served, ledger, connection };
+            let negotiated = served.negotiated.get().copied();
+            let negotiated = negotiated
+                .ok_or_else(|| failed("start")(io::Error::other("a session without INIT")))?;
+            let serving = Serving { served, ledger, connection, negotiated };
             serving.run(session, || {}).map_err(failed("run"))
         };
         start().inspect_err(|_| {
@@ -216,7 +220,7 @@ impl FuseMount {
         put_in_place(&device, &session).map_err(failed("take over"))?;
         // First of all: what is read twice would be answered twice.
         notice::resend(&device).map_err(failed("ask for what was not answered of"))?;
-        let serving = Serving { served, ledger, connection };
+        let serving = Serving { served, ledger, connection, negotiated };
         let former = Arc::clone(&serving.served);
         let first = move || former.handles.lock().serve(negotiated.passthrough);
         let mount = serving.run(session, first).map_err(failed("serve"))?;
@@ -225,7 +229,7 @@ impl FuseMount {
     }
 
     /// Repeats what the former process may not have had the time to tell.
-    fn tell_again(&self, names: &[(u64, Vec<u8>)], directories: &[u64]) {
+    fn tell_again(&self, names: &[Name], directories: &[u64]) {
         let each = names.iter().map(|(directory, name)| (*directory, &name[..]));
         let untold = Untold { names: each, directories };
         if let Err(error) = notice::tell(&*self.served.device, untold, *self.swapping.lock()) {
@@ -265,9 +269,11 @@ impl FuseMount {
         let old = Arc::clone(&self.served.table());
         let new = Arc::new(old.succeed(listing, SystemTime::now()));
         let outdated = old.outdated(&new);
-        self.ledger
-            .save(listing, &new, outdated.untold(&old), old.gone(&new))
-            .map_err(FuseError::Ledger)?;
+        let (mut former, left) = self.served.former();
+        former.push(Arc::clone(&old));
+        let gone = Served::gone(&former, left, &new);
+        self.ledger.save(listing, &new, outdated.untold(&old), gone).map_err(FuseError::Ledger)?;
+        drop(former);
         #[cfg(test)]
         super::tests::dies_at("saved");
         self.served.swap(&old, new);
@@ -315,8 +321,9 @@ impl FuseMount {
 
     /// What must go with the descriptor, and never changes: see [`FuseMount::resume`].
     pub fn handover(&self) -> Vec<u8> {
-        let negotiated = *self.served.negotiated.get().expect("a session begins with INIT");
-        Handover { mount: self.ledger.mount(), connection: self.connection, negotiated }.bytes()
+        let Self { ledger, connection, negotiated, .. } = self;
+        let (connection, negotiated) = (*connection, *negotiated);
+        Handover { mount: ledger.mount(), connection, negotiated }.bytes()
     }
 
     /// The kernel's name of the connection.
@@ -325,8 +332,8 @@ impl FuseMount {
     }
 
     /// What was agreed upon with the kernel.
-    pub fn negotiated(&self) -> Option<Negotiated> {
-        self.served.negotiated.get().copied()
+    pub fn negotiated(&self) -> Negotiated {
+        self.negotiated
     }
 
     /// Whether the session has ended: the volume was unmounted, or its connection aborted.
@@ -364,6 +371,7 @@ struct Serving {
     served: Arc<Served>,
     ledger: Ledger,
     connection: FuseConnection,
+    negotiated: Negotiated,
 }
 
 impl Serving {
@@ -373,7 +381,7 @@ impl Serving {
         session: Session<Adapter>,
         first: impl FnOnce() + Send + 'static,
     ) -> io::Result<FuseMount> {
-        let Self { served, ledger, connection } = self;
+        let Self { served, ledger, connection, negotiated } = self;
         let (end, ended) = watch::channel(false);
         let run = move || {
             first();
@@ -382,7 +390,7 @@ impl Serving {
         };
         let thread = thread::Builder::new().name("fuse".into()).spawn(run)?;
         let swapping = Mutex::new(Notices::AtOnce);
-        Ok(FuseMount { served, ledger, connection, swapping, ended, thread })
+        Ok(FuseMount { served, ledger, connection, negotiated, swapping, ended, thread })
     }
 }
 

@@ -20,6 +20,7 @@ use test_case::test_case;
 use self::server::Server;
 use crate::mount::scratch::in_private_namespace;
 
+mod figures;
 mod random;
 mod refused;
 pub(super) mod server;
@@ -28,7 +29,7 @@ mod world;
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// The longest time that a test may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Runs a test on a volume that another process serves; skips loudly where the machine does not
 /// permit it.
