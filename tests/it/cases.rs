@@ -6,7 +6,7 @@ use crate::{
     clock, driver, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
-    rotation, secrecy, sharing,
+    rotation, secrecy, seed, sharing,
     support::{namespace::Ids, server::Server},
     tenants, versions, views,
 };
@@ -326,6 +326,13 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
         }
         clock {
             a_clock_that_jumps_hurts_nothing,
+        }
+        seed {
+            a_rotation_reaches_running_pods,
+            the_application_finds_its_certificates,
+            a_bad_release_is_rolled_back,
+            the_reader_may_read_and_nothing_else,
+            claims_show_the_same,
         }
         mutual {
             the_endpoint_as_token_service_is_shown_the_pair,
