@@ -198,8 +198,7 @@ fn parse(
     volume: &Volume,
     attributes: &BTreeMap<String, String>,
 ) -> Result<VolumeSpec, SpecError> {
-    let config = if volume.file.contains("-aws.") { "aws" } else { "minio" };
-    let config = Config::load(&root().join(format!("config/{config}.yaml"))).unwrap();
+    let config = config(if volume.file.contains("-aws.") { "aws" } else { "minio" });
     let access_key =
         volume.secret.as_ref().is_some_and(|name| manifests.secrets.contains_key(name));
     let context = SpecContext {
@@ -218,5 +217,25 @@ fn parse(
             VolumeSpec::parse(&attributes, &context)
         }
         parsed => parsed,
+    }
+}
+
+/// The configuration file that the chart makes of values/NAME.yaml, as far as it matters here.
+fn config(name: &str) -> Config {
+    let values = fs::read_to_string(root().join(format!("values/{name}.yaml"))).unwrap();
+    let values: Value = serde_saphyr::from_str(&values).unwrap();
+    Config::parse(&values["config"].to_string()).unwrap()
+}
+
+/// Tokens are for the audience that the endpoint expects.
+#[test]
+fn the_audiences_fit() {
+    for name in ["aws", "minio"] {
+        let values = fs::read_to_string(root().join(format!("values/{name}.yaml"))).unwrap();
+        let values: Value = serde_saphyr::from_str(&values).unwrap();
+        let asked = values["csiDriver"]["tokenRequests"][0]["audience"].as_str();
+        assert!(asked.is_some(), "{name}");
+        let sts = config(name).endpoints[name].sts.clone().unwrap();
+        assert_eq!(sts.audience.as_deref(), asked, "{name}");
     }
 }

@@ -1,9 +1,11 @@
 """Every manifest of examples/ is one that an API server takes; a mistake in any would be found."""
 
 import copy
+import json
 import pathlib
 import sys
 
+import jsonschema
 import yaml
 from schemas import VERSIONS, Bad, check
 
@@ -42,11 +44,30 @@ FREE = {
 }  # fmt: skip
 
 
+def check_values():
+    """Values of the chart are held to the schema that Helm holds them to."""
+    schema = ROOT.parent / "deploy" / "helm" / "s3view" / "values.schema.json"
+    if not schema.exists():
+        print("SKIPPED: values of the chart, which is not here")
+        return
+    schema = json.loads(schema.read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    found = list(ROOT.glob("values/*.yaml"))
+    assert len(found) == 2, found
+    for path in found:
+        values = yaml.safe_load(path.read_text())
+        validator.validate(values)
+        for field, changed in misspelt({"": values}):
+            # What stands below config is for the driver to judge.
+            assert ".config." in field or not validator.is_valid(changed[""]), f"{path}: {field}"
+    print(f"ok: {len(found)} files of values for the chart")
+
+
 def main(crd):
     documents = [
         (path.relative_to(ROOT), document)
         for path in sorted(ROOT.glob("*/*.yaml"))
-        if path.parent.name != "config"
+        if path.parent.name != "values"
         for document in yaml.safe_load_all(path.read_text())
     ]
     assert len(documents) > 20, "the examples are found no more"
@@ -65,6 +86,7 @@ def main(crd):
             else:
                 sys.exit(f"examples/{path}: {field} may be misspelt, and nobody would say so")
     print(f"ok: {len(documents)} manifests for Kubernetes {', '.join(VERSIONS)}; {found} typos are found")
+    check_values()
 
 
 if __name__ == "__main__":

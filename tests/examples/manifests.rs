@@ -51,7 +51,7 @@ pub(crate) fn root() -> PathBuf {
 /// The examples for people who run a cluster, as paths below examples/.
 pub(crate) fn files() -> Vec<String> {
     let mut files = Vec::new();
-    for directory in ["seed", "airflow", "spark", "volumes", "config"] {
+    for directory in ["seed", "airflow", "spark", "volumes", "values"] {
         for entry in fs::read_dir(root().join(directory)).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
@@ -73,7 +73,7 @@ impl Manifests {
         };
         for file in files() {
             let is_yaml = Path::new(&file).extension().is_some_and(|it| it == "yaml");
-            let is_manifest = is_yaml && !file.starts_with("config/");
+            let is_manifest = is_yaml && !file.starts_with("values/");
             if !is_manifest {
                 continue;
             }

@@ -1,5 +1,5 @@
 //! The situation that s3view was made for, as examples/ has it, on a real MinIO: `bucket.sh` fills the
-//! bucket, pods publish the volumes of the SparkApplication, and Java reads what they show.
+//! bucket, pods publish the volumes of the `SparkApplication`, and Java reads what they show.
 //!
 //! Wants MinIO's client (`mc`) in target/tmp/tools, where `.ci/run` puts it, or named by `S3VIEW_MC`, and
 //! `keytool`. Without them the cases are skipped loudly; with `CI` set they fail.
@@ -237,7 +237,7 @@ pub(crate) async fn the_reader_may_read_and_nothing_else(fixture: Fixture) {
     fixture.refused(&public, Code::PermissionDenied).await;
 }
 
-/// The same bucket by a PersistentVolume and by a StorageClass's claim: what the kubelet sends for them.
+/// The same bucket by a `PersistentVolume` and by a claim: what the kubelet sends for them.
 pub(crate) async fn claims_show_the_same(fixture: Fixture) {
     let Some(seed) = Seed::start(fixture).await else { return };
     let inline = seed.fixture.publish(&seed.application("driver", "kafka-certs")).await;
