@@ -12,6 +12,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 use s3view::volume::{ATTRIBUTES, SECRET_KEYS, SOURCE_KEYS};
 
 #[test]
@@ -93,6 +95,30 @@ fn every_counterpart_exists() {
         }
     }
     assert!(checked > 50, "the notation changed: {checked}");
+}
+
+/// Settings of the chart that the guides name are settings of the chart.
+#[test]
+fn every_value_of_the_chart_exists() {
+    let path = root().join("deploy/helm/s3view/values.yaml");
+    let Ok(values) = fs::read_to_string(path) else { return };
+    let values: Value = serde_saphyr::from_str(&values).unwrap();
+    let tops = values.as_object().unwrap();
+    let mut checked = 0;
+    for document in ["docs/INSTALL.md", "docs/TROUBLESHOOTING.md"] {
+        for code in inline_code(&read(document)) {
+            let path = code.split([':', ' ']).next().unwrap();
+            let (top, rest) = path.split_once('.').unwrap_or((path, ""));
+            // What stands below config is of the configuration file, which other tests hold.
+            if rest.is_empty() || top == "config" || !tops.contains_key(top) {
+                continue;
+            }
+            let found = path.split('.').try_fold(&values, |value, key| value.get(key));
+            assert!(found.is_some(), "{document}: the chart has no {path}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "the notation changed: {checked}");
 }
 
 /// What the commands of a guide name is there, and they are good shell.

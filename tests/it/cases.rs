@@ -332,6 +332,7 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
             the_application_finds_its_certificates,
             a_bad_release_is_rolled_back,
             the_reader_may_read_and_nothing_else,
+            new_keys_need_no_restart,
             claims_show_the_same,
         }
         mutual {

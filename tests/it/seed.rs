@@ -50,15 +50,15 @@ impl Seed {
 
     /// Runs `examples/seed/bucket.sh` for this case's bucket.
     fn bucket_sh(&self, arguments: &[&str], environment: &[(&str, &str)]) {
-        let secret = &self.manifests.secrets["s3-credentials"];
+        let (reader, secret_key) = self.reader();
         let done = Command::new(root().join("seed/bucket.sh"))
             .args(arguments)
             .current_dir(root())
             .env("MC", &self.mc)
             .env("MINIO_ENDPOINT", self.fixture.server.url())
             .env("BUCKET_NAME", &self.bucket)
-            .env("READER_ACCESS_KEY", &secret["accesskey"])
-            .env("READER_SECRET_KEY", &secret["secretkey"])
+            .env("READER_ACCESS_KEY", reader)
+            .env("READER_SECRET_KEY", secret_key)
             .env("KEYSTORE_PATH", "data/keystore.jks")
             .env("TRUSTSTORE_PATH", "data/truststore.jks")
             .env("SPARKAPP_PATH", "spark/sparkapp.py")
@@ -67,6 +67,12 @@ impl Seed {
             .envs(environment.iter().copied())
             .output();
         succeeded(&done.expect("bash is here"));
+    }
+
+    /// The keys of s3-credentials, for a reader of this case's own.
+    fn reader(&self) -> (String, String) {
+        let secret = &self.manifests.secrets["s3-credentials"];
+        (format!("{}-{}", secret["accesskey"], self.bucket), secret["secretkey"].clone())
     }
 
     /// The pod that mounts one volume of an example, on this case's bucket.
@@ -81,9 +87,9 @@ impl Seed {
             pod.attributes.entry("uid".to_owned()).and_modify(|uid| "0".clone_into(uid));
             pod.fs_group = pod.fs_group.map(|_| "0".to_owned());
         }
-        let secret = volume.secret.as_ref().expect("these examples have a Secret");
-        pod.secrets = self.manifests.secrets[secret].clone();
-        pod
+        assert_eq!(volume.secret.as_deref(), Some("s3-credentials"));
+        let (access_key, secret_key) = self.reader();
+        pod.with_secrets(&[("accesskey", &access_key), ("secretkey", &secret_key)])
     }
 
     fn application(&self, role: &str, volume: &str) -> Pod {
@@ -219,9 +225,8 @@ pub(crate) async fn the_reader_may_read_and_nothing_else(fixture: Fixture) {
     let mut whole = seed.application("driver", "kafka-certs");
     whole.attributes.remove("prefix");
     seed.fixture.refused(&whole, Code::PermissionDenied).await;
-    let secret = &seed.manifests.secrets["s3-credentials"];
-    let keys = (&secret["accesskey"], &secret["secretkey"]);
-    let reader = Credentials::new(keys.0, keys.1, None, None, "tests");
+    let (access_key, secret_key) = seed.reader();
+    let reader = Credentials::new(access_key, secret_key, None, None, "tests");
     let config = seed.fixture.server.client().config().to_builder().credentials_provider(reader);
     let client = aws_sdk_s3::Client::from_conf(config.build());
     let key = "certs/keystore.jks";
@@ -235,6 +240,27 @@ pub(crate) async fn the_reader_may_read_and_nothing_else(fixture: Fixture) {
     let mut fixture = seed.fixture;
     fixture.reconfigure("policy: { authentication: [secret, anonymous] }\n").await;
     fixture.refused(&public, Code::PermissionDenied).await;
+}
+
+/// Regular rotation of the keys of S3: the Secret is edited, and no pod is touched.
+pub(crate) async fn new_keys_need_no_restart(fixture: Fixture) {
+    let Some(seed) = Seed::start(fixture).await else { return };
+    let pod = seed.application("driver", "kafka-certs");
+    let target = seed.fixture.publish(&pod).await;
+    let (reader, _) = seed.reader();
+    let new = "another-secret-key";
+    seed.bucket_sh(&[], &[("READER_SECRET_KEY", new)]);
+    seed.fixture.says(&pod, "failed").await;
+    // The kubelet brings the Secret as it is now.
+    let edited = pod.clone().with_secrets(&[("accesskey", &reader), ("secretkey", new)]);
+    assert_eq!(seed.fixture.publish(&edited).await, target);
+    seed.fixture.says_no_more(&edited, "failed").await;
+    seed.bucket_sh(&["upload"], &[("KEYSTORE_PATH", "data/keystore.rotated.jks")]);
+    let (store, rotated) = (target.join("keystore.jks"), data("data/keystore.rotated.jks"));
+    eventually("a rotation with the new keys", || {
+        std::fs::read(&store).is_ok_and(|content| content == rotated).then_some(())
+    })
+    .await;
 }
 
 /// The same bucket by a `PersistentVolume` and by a claim: what the kubelet sends for them.
