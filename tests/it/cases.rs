@@ -333,6 +333,7 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
             a_bad_release_is_rolled_back,
             the_reader_may_read_and_nothing_else,
             new_keys_need_no_restart,
+            a_service_account_needs_no_keys,
             claims_show_the_same,
         }
         mutual {

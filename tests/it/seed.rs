@@ -19,7 +19,12 @@ use crate::{
     fixture::{Fixture, owner, tree},
     manifests::{Manifests, root},
     refresh::eventually,
-    support::{kubelet::Pod, namespace::Ids},
+    support::{
+        issuer::{TOKENS, Token},
+        kubelet::Pod,
+        namespace::Ids,
+        server::Server,
+    },
     versions::Clock,
 };
 
@@ -87,7 +92,8 @@ impl Seed {
             pod.attributes.entry("uid".to_owned()).and_modify(|uid| "0".clone_into(uid));
             pod.fs_group = pod.fs_group.map(|_| "0".to_owned());
         }
-        assert_eq!(volume.secret.as_deref(), Some("s3-credentials"));
+        let Some(secret) = &volume.secret else { return pod.with_secrets(&[]) };
+        assert_eq!(secret, "s3-credentials");
         let (access_key, secret_key) = self.reader();
         pod.with_secrets(&[("accesskey", &access_key), ("secretkey", &secret_key)])
     }
@@ -261,6 +267,27 @@ pub(crate) async fn new_keys_need_no_restart(fixture: Fixture) {
         std::fs::read(&store).is_ok_and(|content| content == rotated).then_some(())
     })
     .await;
+}
+
+/// Pod identity: MinIO believes the cluster, and the policy that `bucket.sh` made counts for the token.
+pub(crate) async fn a_service_account_needs_no_keys(fixture: Fixture) {
+    let Some(seed) = Seed::start(fixture).await else { return };
+    let Server::Minio(minio) = &seed.fixture.server else { panic!("these cases are MinIO's") };
+    let policy = Some(format!("read-{}", seed.bucket));
+    let token = Token { policy, ..Token::of("spark", &format!("etl-{}", seed.bucket)) };
+    let stranger = Token::of("spark", &format!("other-{}", seed.bucket));
+    let example = "volumes/pod-identity-minio.yaml: Pod pod-identity, volume kafka-certs";
+    let pod = |token: Token| {
+        let tokens = minio.issuer().issue(&[token]);
+        seed.pod(example).with_secrets(&[(TOKENS, &tokens)])
+    };
+    let target = seed.fixture.publish(&pod(token)).await;
+    assert_eq!(bytes(target.join("keystore.jks")), data("data/keystore.jks"));
+    let group = seed.fixture.spark();
+    assert_eq!(owner(&target.join("keystore.jks")), format!("0:{group} 0440"));
+    let refused = seed.fixture.kubelet.publish(&pod(stranger)).await.expect_err("it has no policy");
+    let codes = [Code::PermissionDenied, Code::Unauthenticated];
+    assert!(codes.contains(&refused.code()), "{refused:?}");
 }
 
 /// The same bucket by a `PersistentVolume` and by a claim: what the kubelet sends for them.
