@@ -8,7 +8,7 @@ use crate::{
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
     rotation, secrecy, seed, sharing,
     support::{namespace::Ids, server::Server},
-    tenants, versions, views,
+    tenants, userns, versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -260,6 +260,9 @@ pub(crate) fn all() -> Vec<Case> {
         tenants {
             what_was_read_before_is_for_who_read_it,
             rights_that_are_withdrawn_bring_nothing_new,
+        }
+        userns {
+            a_pod_may_have_a_user_namespace,
         }
         sharing {
             by_default_all_pods_share,

@@ -39,6 +39,7 @@ mod secrecy;
 mod seed;
 mod sharing;
 mod tenants;
+mod userns;
 mod versions;
 mod views;
 
