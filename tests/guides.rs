@@ -12,9 +12,11 @@ use std::{
     process::Command,
 };
 
-use serde_json::Value;
-
-use s3view::volume::{ATTRIBUTES, SECRET_KEYS, SOURCE_KEYS};
+use s3view::{
+    config::Config,
+    volume::{ATTRIBUTES, SECRET_KEYS, SOURCE_KEYS},
+};
+use serde_json::{Value, json};
 
 #[test]
 fn the_messages_are_the_programs_own() {
@@ -67,6 +69,30 @@ fn every_documented_setting_exists() {
         .collect();
     let known = SECRET_KEYS.iter().copied().flatten().map(|name| (*name).to_owned());
     assert_eq!(told, known.collect(), "docs/CONFIGURATION.md and the parser differ");
+}
+
+/// A key that the reader does not have would be refused in a file.
+#[test]
+fn every_documented_key_is_read() {
+    let text = read("docs/CONFIGURATION.md");
+    let (file, _) = text.split_once("\n## Volume attributes\n").unwrap();
+    let mut checked = 0;
+    for row in file.lines().filter(|line| line.starts_with("| `")) {
+        let key = inline_code(row).remove(0);
+        let path = key.replace("ATTRIBUTE", "bucket").replace("[]", ".[]");
+        // Nothing is a good value of every key.
+        let file = path.rsplit('.').fold(Value::Null, |inner, name| match name {
+            "[]" => json!([inner]),
+            name => json!({ name: inner }),
+        });
+        let told = Config::parse(&file.to_string()).err();
+        let told = told.map(|problems| problems.to_string()).unwrap_or_default();
+        assert!(!told.contains("is not known"), "{key}: {told}");
+        checked += 1;
+    }
+    assert!(checked > 50, "the notation changed: {checked}");
+    let unknown = Config::parse(r#"{"store": {"sharing": null}}"#).unwrap_err();
+    assert!(unknown.to_string().contains("is not known"), "{unknown}");
 }
 
 /// What another driver's setting becomes is a setting.
