@@ -15,6 +15,10 @@ test:
 test-embedded:
     cargo test --test it embedded
 
+# The examples, held to Kubernetes, Spark and Airflow
+examples:
+    examples/check
+
 fmt:
     cargo fmt
 

@@ -55,7 +55,7 @@ const TRUSTSTORE: &[u8] = include_bytes!("data/truststore.jks");
 const OBJECTS: [(&str, &[u8]); 3] = [
     ("certs/keystore.jks", KEYSTORE),
     ("certs/truststore.jks", TRUSTSTORE),
-    ("apps/sparkapp.py", include_bytes!("data/sparkapp.py")),
+    ("apps/sparkapp.py", include_bytes!("spark/sparkapp.py")),
 ];
 /// Of the keystore, for `keytool`.
 const PASSWORD: &str = "changeit";

@@ -6,9 +6,9 @@ use crate::{
     clock, driver, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
-    rotation, secrecy, served, sharing,
+    rotation, secrecy, seed, served, sharing,
     support::{namespace::Ids, plugin::Shown, server::Server},
-    tenants, versions, views,
+    tenants, userns, versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -260,6 +260,9 @@ pub(crate) fn all() -> Vec<Case> {
             what_was_read_before_is_for_who_read_it,
             rights_that_are_withdrawn_bring_nothing_new,
         }
+        userns {
+            a_pod_may_have_a_user_namespace,
+        }
         sharing {
             by_default_all_pods_share,
             a_namespace_shares_with_no_other,
@@ -325,6 +328,15 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
         }
         clock {
             a_clock_that_jumps_hurts_nothing,
+        }
+        seed {
+            a_rotation_reaches_running_pods,
+            the_application_finds_its_certificates,
+            a_bad_release_is_rolled_back,
+            the_reader_may_read_and_nothing_else,
+            new_keys_need_no_restart,
+            a_service_account_needs_no_keys,
+            claims_show_the_same,
         }
         mutual {
             the_endpoint_as_token_service_is_shown_the_pair,

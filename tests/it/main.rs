@@ -23,6 +23,9 @@ mod fixture;
 mod identity;
 mod keeper;
 mod lifecycle;
+#[allow(dead_code, reason = "tests/examples.rs uses all of it")]
+#[path = "../examples/manifests.rs"]
+mod manifests;
 mod mutual;
 mod outage;
 mod policy;
@@ -34,8 +37,10 @@ mod resources;
 mod rotation;
 mod secrecy;
 mod served;
+mod seed;
 mod sharing;
 mod tenants;
+mod userns;
 mod versions;
 mod views;
 
