@@ -16,6 +16,9 @@ from referencing import Registry, Resource
 
 SCHEMAS = pathlib.Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 
+# Made by Kubernetes in every namespace.
+CLUSTER_CA = "kube-root-ca.crt"
+
 
 class Loader(yaml.SafeLoader):
     """Refuses a key that is there twice."""
@@ -100,7 +103,9 @@ def loose_ends(objects):
                 yield from refers("ServiceAccount", account)
             for volume in pod["spec"]["volumes"]:
                 for source in volume.get("projected", {}).get("sources", []):
-                    yield from refers("ConfigMap", source["configMap"]["name"])
+                    config = source.get("configMap", {"name": CLUSTER_CA})["name"]
+                    if config != CLUSTER_CA:
+                        yield from refers("ConfigMap", config)
 
 
 def pod_problems(name, selected, pod):
