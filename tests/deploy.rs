@@ -105,6 +105,48 @@ fn versions_are_the_packages() {
     }
 }
 
+/// Asked for what only Kubernetes can do, it says so instead of doing without.
+#[test]
+fn a_startup_taint_outside_of_a_pod_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.yaml");
+    fs::write(&file, format!("kubeletDir: {}", directory.path().display())).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_s3view-node"))
+        .args(["--remove-startup-taint", "--node-id=node-1", "--config"])
+        .arg(file)
+        .arg(format!("--endpoint=unix://{}/csi.sock", directory.path().display()))
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("--remove-startup-taint: KUBERNETES_SERVICE_HOST is not set"), "{told}");
+}
+
+/// What the values are is told where people look for it.
+#[test]
+fn the_readme_of_the_chart_tells_of_each_value() {
+    let schema: Value =
+        serde_json::from_str(&read("deploy/helm/s3view/values.schema.json")).unwrap();
+    let (readme, mut told) = (read("deploy/helm/s3view/README.md"), 0);
+    for (section, values) in schema["properties"].as_object().unwrap() {
+        // Helm's own, a file with a reference of its own, and what Kubernetes defines.
+        if ["global", "config", "seLinuxOptions"].contains(&section.as_str()) {
+            continue;
+        }
+        let inner = values["properties"].as_object().into_iter().flatten();
+        let names: Vec<_> = inner.map(|(name, _)| format!("{section}.{name}")).collect();
+        let names = if names.is_empty() { vec![section.clone()] } else { names };
+        for name in names.iter().filter(|name| !name.starts_with("images.")) {
+            let short = name.rsplit('.').next().unwrap();
+            let forms = [format!("`{name}`"), format!("`{name}."), format!("`.{short}`")];
+            assert!(forms.iter().any(|form| readme.contains(form)), "README.md lacks {name}");
+            told += 1;
+        }
+    }
+    assert!(told > 50, "the schema changed");
+}
+
 /// The dotted names of the properties below a schema, with `NAME` and `[]` as in the reference.
 fn keys(root: &Value, schema: &Value, prefix: &str, found: &mut BTreeSet<String>) {
     if let Some(named) = schema["$ref"].as_str() {

@@ -165,10 +165,10 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// README, changelog, and everything below docs/.
+/// README, changelog, and everything below docs/ and deploy/.
 fn documents() -> Vec<PathBuf> {
     let mut found = vec![root().join("README.md"), root().join("CHANGELOG.md")];
-    let mut directories = vec![root().join("docs")];
+    let mut directories = vec![root().join("docs"), root().join("deploy")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

@@ -161,6 +161,20 @@ readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
+{{/* What the kubelet would mount into all containers of a pod, for one of them. */}}
+{{- define "s3view.tokenVolume" -}}
+name: token
+projected:
+  sources:
+    - serviceAccountToken: { path: token, expirationSeconds: 3607 }
+    - configMap: { name: kube-root-ca.crt, items: [{ key: ca.crt, path: ca.crt }] }
+    - downwardAPI: { items: [{ path: namespace, fieldRef: { fieldPath: metadata.namespace } }] }
+{{- end -}}
+
+{{- define "s3view.tokenMount" -}}
+{ name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true }
+{{- end -}}
+
 {{/* The configuration file and the CA bundles, as one directory that follows the ConfigMaps. */}}
 {{- define "s3view.configVolume" -}}
 name: config
