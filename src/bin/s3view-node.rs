@@ -44,7 +44,7 @@ struct Arguments {
     /// Directory of the registry and the memory store.
     #[arg(long, default_value = "/var/lib/s3view")]
     state_dir: PathBuf,
-    /// Take the taint <driver>/agent-not-ready from the node once the driver is registered there.
+    /// Take the taint `<driver>/agent-not-ready` from the node once the driver is registered there.
     #[arg(long)]
     remove_startup_taint: bool,
     /// Configuration file (YAML); /etc/s3view/config.yaml is read if it exists.
