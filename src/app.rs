@@ -23,7 +23,6 @@ pub use self::{
 use crate::{
     config::{Config, Sharing},
     csi::{IdentityService, NodeService, ServeError, Socket, serve},
-    kubernetes::{ApiError, ApiServer, taint::remove_startup_taint},
     node::{Node, StartError},
     socket::BindError,
     task::{Tasks, blocking},
@@ -47,8 +46,6 @@ pub struct NodeOptions {
     pub config: Config,
     /// The file, if there is one: it is followed.
     pub config_file: Option<ConfigFile>,
-    /// Whether to take the startup taint from the node once the driver is registered.
-    pub remove_startup_taint: bool,
 }
 
 /// A node plugin that is bound and ready to serve.
@@ -57,8 +54,6 @@ pub struct NodeApp {
     options: NodeOptions,
     socket: Socket,
     telemetry: Option<TcpListener>,
-    /// Asked for the startup taint.
-    api: Option<ApiServer>,
     metrics: Arc<Metrics>,
 }
 
@@ -81,7 +76,7 @@ impl NodeApp {
     /// Binds everything that can be refused, before anything is changed on the node.
     ///
     /// # Errors
-    /// A live socket, a taken metrics address, or a startup taint to remove where there is no API server.
+    /// A live socket, or a taken metrics address.
     pub async fn build(options: NodeOptions) -> Result<Self, BuildError> {
         let socket = Socket::bind(&options.socket)?;
         let telemetry = match options.config.metrics.address {
@@ -91,8 +86,7 @@ impl NodeApp {
                 Some(bound.map_err(|error| BuildError::Metrics { address, error })?)
             }
         };
-        let api = options.remove_startup_taint.then(ApiServer::of_this_pod).transpose()?;
-        Ok(Self { options, socket, telemetry, api, metrics: Arc::default() })
+        Ok(Self { options, socket, telemetry, metrics: Arc::default() })
     }
 
     /// Takes over the node's volumes and serves until `stop`; then finishes what runs, for at most
@@ -101,8 +95,8 @@ impl NodeApp {
     /// # Errors
     /// [`RunError`], from start-up or from serving.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
-        let Self { options, socket, telemetry, api, metrics } = self;
-        let NodeOptions { node_id, state_dir, config, config_file, socket: path, .. } = options;
+        let Self { options, socket, telemetry, metrics } = self;
+        let NodeOptions { node_id, state_dir, config, config_file, socket: path } = options;
         for key in config.without_effect() {
             tracing::warn!(key, "this part of the configuration has no effect in this release");
         }
@@ -121,12 +115,6 @@ impl NodeApp {
                     tracing::error!(%error, "metrics are not served any more");
                 }
             });
-        }
-        if let Some(api) = api {
-            let (node, driver, end) =
-                (node_id.clone(), config.driver_name.clone(), tasks.token().clone());
-            // The kubelet registers no driver that does not serve yet.
-            tasks.spawn(remove_startup_taint(api, node, driver, end));
         }
         let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
         let slot = Arc::new(OnceLock::new());
@@ -191,9 +179,6 @@ pub enum BuildError {
     /// The CSI socket.
     #[error(transparent)]
     Socket(#[from] BindError),
-    /// The API server, which the startup taint needs.
-    #[error("--remove-startup-taint")]
-    Api(#[from] ApiError),
     /// The metrics address.
     #[error("failed to listen on metrics.address {address}")]
     Metrics {

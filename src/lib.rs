@@ -7,8 +7,8 @@
 //! csi           the gRPC edge
 //! node          the volumes of this node: publish, unpublish, restart
 //! view, fetch   how a listing is shown; from sources to blobs
-//! store, mount, source::s3, keeper, kubernetes
-//!               the cache, the kernel, the network, what outlives the plugin, the API server
+//! store, mount, source::s3, keeper
+//!               the cache, the kernel, the network, what outlives the plugin
 //! source, telemetry, task, socket
 //!               who asks; what operators see; who owns a task; who may connect
 //! volume, config, listing, relpath, glob, object, certificate, units, problems, failure
@@ -28,7 +28,6 @@ pub mod failure;
 pub mod fetch;
 pub mod glob;
 pub mod keeper;
-pub mod kubernetes;
 pub mod listing;
 pub mod mount;
 pub mod node;

@@ -105,24 +105,6 @@ fn versions_are_the_packages() {
     }
 }
 
-/// Asked for what only Kubernetes can do, it says so instead of doing without.
-#[test]
-fn a_startup_taint_outside_of_a_pod_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("config.yaml");
-    fs::write(&file, format!("kubeletDir: {}", directory.path().display())).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_s3view-node"))
-        .args(["--remove-startup-taint", "--node-id=node-1", "--config"])
-        .arg(file)
-        .arg(format!("--endpoint=unix://{}/csi.sock", directory.path().display()))
-        .env_remove("KUBERNETES_SERVICE_HOST")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("--remove-startup-taint: KUBERNETES_SERVICE_HOST is not set"), "{told}");
-}
-
 /// What the values are is told where people look for it.
 #[test]
 fn the_readme_of_the_chart_tells_of_each_value() {

@@ -44,9 +44,6 @@ struct Arguments {
     /// Directory of the registry and the memory store.
     #[arg(long, default_value = "/var/lib/s3view")]
     state_dir: PathBuf,
-    /// Take the taint `<driver>/agent-not-ready` from the node once the driver is registered there.
-    #[arg(long)]
-    remove_startup_taint: bool,
     /// Configuration file (YAML); /etc/s3view/config.yaml is read if it exists.
     #[arg(long)]
     config: Option<PathBuf>,
@@ -174,10 +171,8 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
     if arguments.node_id.is_empty() || arguments.node_id.len() > 256 {
         problems.add("--node-id", "must be the node's name, 1 to 256 bytes long");
     }
-    let Arguments { node_id, state_dir, remove_startup_taint, .. } = arguments;
-    let options =
-        NodeOptions { socket, node_id, state_dir, config, config_file, remove_startup_taint };
-    problems.into_result(options)
+    let (node_id, state_dir) = (arguments.node_id, arguments.state_dir);
+    problems.into_result(NodeOptions { socket, node_id, state_dir, config, config_file })
 }
 
 fn run(options: NodeOptions) -> anyhow::Result<()> {
