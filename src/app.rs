@@ -1,6 +1,8 @@
-//! The node plugin as a process: build, spawn, drain.
+//! The plugins as processes: build, spawn, drain.
 
+mod controller;
 mod keeper;
+pub mod program;
 mod reload;
 
 use std::{
@@ -17,12 +19,14 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    controller::{ControllerApp, ControllerRunError},
     keeper::{KeepError, KeepOptions, keep},
+    program::{LogArguments, PluginArguments, PluginOptions},
     reload::ConfigFile,
 };
 use crate::{
     config::{Config, Sharing},
-    csi::{IdentityService, NodeService, ServeError, Socket, serve},
+    csi::{IdentityService, NodeService, ServeError, Service, Socket, serve},
     node::{Node, StartError},
     socket::BindError,
     task::{Tasks, blocking},
@@ -79,13 +83,7 @@ impl NodeApp {
     /// A live socket, or a taken metrics address.
     pub async fn build(options: NodeOptions) -> Result<Self, BuildError> {
         let socket = Socket::bind(&options.socket)?;
-        let telemetry = match options.config.metrics.address {
-            None => None,
-            Some(address) => {
-                let bound = http::bind(address).await;
-                Some(bound.map_err(|error| BuildError::Metrics { address, error })?)
-            }
-        };
+        let telemetry = bind_telemetry(&options.config).await?;
         Ok(Self { options, socket, telemetry, metrics: Arc::default() })
     }
 
@@ -107,19 +105,12 @@ impl NodeApp {
             );
         }
         let (ready, tasks) = (Ready::default(), Tasks::default());
-        if let Some(listener) = telemetry {
-            let (metrics, health) = (Arc::clone(&metrics), ready.probe());
-            let end = tasks.token().clone();
-            tasks.spawn(async move {
-                if let Err(error) = http::serve(listener, metrics, health, end).await {
-                    tracing::error!(%error, "metrics are not served any more");
-                }
-            });
-        }
+        serve_telemetry(telemetry, &metrics, &ready, &tasks);
         let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
         let slot = Arc::new(OnceLock::new());
         let service = NodeService::new(Arc::clone(&slot), node_id, Arc::clone(&metrics));
         // Served from the first moment, so that Probe can say "not ready yet".
+        let service = Service::Node(service);
         let serving = serve(socket, identity, service, stop.clone().cancelled_owned());
         tokio::pin!(serving);
         let starting = {
@@ -132,7 +123,9 @@ impl NodeApp {
         };
         let node = slot.get_or_init(|| node);
         if let Some(file) = config_file {
-            tasks.spawn(file.follow(node.clone(), metrics, tasks.token().clone()));
+            let node = node.clone();
+            let reload = move |config: &Config| node.reload(config);
+            tasks.spawn(file.follow(reload, metrics, tasks.token().clone()));
         }
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
@@ -152,6 +145,30 @@ impl NodeApp {
         tracing::info!("stopped; mounts stay");
         Ok(outcome?)
     }
+}
+
+/// Where `/metrics` and `/healthz` will be served, if anywhere.
+async fn bind_telemetry(config: &Config) -> Result<Option<TcpListener>, BuildError> {
+    let Some(address) = config.metrics.address else { return Ok(None) };
+    let bound = http::bind(address).await;
+    Ok(Some(bound.map_err(|error| BuildError::Metrics { address, error })?))
+}
+
+/// Serves them as a task.
+fn serve_telemetry(
+    listener: Option<TcpListener>,
+    metrics: &Arc<Metrics>,
+    ready: &Ready,
+    tasks: &Tasks,
+) {
+    let Some(listener) = listener else { return };
+    let (metrics, health) = (Arc::clone(metrics), ready.probe());
+    let end = tasks.token().clone();
+    tasks.spawn(async move {
+        if let Err(error) = http::serve(listener, metrics, health, end).await {
+            tracing::error!(%error, "metrics are not served any more");
+        }
+    });
 }
 
 /// Lets calls finish for half the grace, then ends background work, so that calls that wait for it

@@ -28,7 +28,10 @@ use thiserror::Error;
 use url::Url;
 
 use self::reader::Section;
-pub use self::urls::{UrlPattern, UrlPatternError, is_aws};
+pub use self::{
+    reload::Reloaded,
+    urls::{UrlPattern, UrlPatternError, is_aws},
+};
 use crate::{failure::FailureKind, problems::Problems, units::ByteSize};
 
 /// The region of an endpoint that names none; what S3 itself assumes.

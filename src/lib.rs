@@ -5,7 +5,8 @@
 //! ```text
 //! bin, app      parse, compose, run, shut down
 //! csi           the gRPC edge
-//! node          the volumes of this node: publish, unpublish, restart
+//! node, controller
+//!               the volumes of this node: publish, unpublish, restart; what a claim becomes
 //! view, fetch   how a listing is shown; from sources to blobs
 //! store, mount, source::s3, keeper
 //!               the cache, the kernel, the network, what outlives the plugin
@@ -23,6 +24,7 @@
 pub mod app;
 pub mod certificate;
 pub mod config;
+pub mod controller;
 pub mod csi;
 pub mod failure;
 pub mod fetch;

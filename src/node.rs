@@ -41,7 +41,6 @@ pub use self::{
     error::NodeError,
     quota::OverLimit,
     registry::Summary,
-    reload::Reloaded,
     start::{StartError, check},
 };
 use self::{

@@ -54,8 +54,8 @@ const LAYERS: &[&[Module]] = &[
     &[("source::s3", &[]), ("store", &[]), ("mount", &[]), ("keeper", &[])],
     // How a listing is shown; from sources to blobs.
     &[("view", &[]), ("fetch", &[])],
-    // The volumes of this node.
-    &[("node", &[])],
+    // The volumes of this node; what a claim becomes.
+    &[("node", &[]), ("controller", &[])],
     // The gRPC edge.
     &[("csi", &[])],
     // Composition.

@@ -8,7 +8,23 @@ use std::collections::BTreeSet;
 
 use super::{Config, EndpointConfig};
 
+/// What became of a changed file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The sections that are in force now, and were others before.
+    pub in_force: Vec<&'static str>,
+    /// The keys that wait for a restart.
+    pub need_restart: Vec<String>,
+}
+
 impl Config {
+    /// What is in force once `file` has been read, and what that changes.
+    pub fn take_over(&self, file: &Self) -> (Self, Reloaded) {
+        let outcome =
+            Reloaded { in_force: self.reloads(file), need_restart: self.needs_restart(file) };
+        (self.reloaded(file), outcome)
+    }
+
     /// This configuration with what a running plugin takes over from `file`: what is in force once
     /// the file has been read.
     ///

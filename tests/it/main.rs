@@ -17,6 +17,7 @@ mod support;
 
 mod cases;
 mod clock;
+mod controller;
 mod driver;
 mod faults;
 mod fixture;
@@ -25,6 +26,7 @@ mod keeper;
 mod lifecycle;
 mod mutual;
 mod outage;
+mod persistent;
 mod policy;
 mod protocol;
 mod radosgw;

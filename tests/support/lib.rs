@@ -8,6 +8,7 @@ pub(crate) mod kubelet;
 pub(crate) mod minio;
 pub(crate) mod namespace;
 pub(crate) mod plugin;
+pub(crate) mod provisioner;
 pub(crate) mod radosgw;
 pub(crate) mod s3;
 pub(crate) mod secrecy;
