@@ -303,9 +303,8 @@ pub(crate) async fn the_controller_says_who_it_is(fixture: Fixture) {
     assert_eq!(info.name, "csi.s3view.dev");
     let services = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await;
     let services = services.unwrap().into_inner();
-    let of_node = fixture.kubelet.identity();
-    let of_node =
-        { of_node }.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+    let mut of_node = fixture.kubelet.identity();
+    let of_node = of_node.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
     assert_eq!(services, of_node.into_inner(), "every instance of a plugin says the same");
     let offered: Vec<_> = services.capabilities.iter().map(|it| it.r#type).collect();
     let service = plugin_capability::Service {
