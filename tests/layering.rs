@@ -77,7 +77,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("nix", &["mount", "store", "view", "node::start", "socket", "keeper", "app::keeper"]),
     ("prost*", &["csi"]),
     // Extended attributes, which nix does not have; descriptors over a socket without `unsafe`.
-    ("rustix", &["store", "keeper"]),
+    ("rustix", &["store", "keeper", "mount::selinux"]),
     ("rustls*", &["certificate", "source::s3"]),
     ("std::process::exit", &["bin"]),
     ("tonic*", &["csi"]),
