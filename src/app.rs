@@ -25,8 +25,10 @@ pub use self::{
     reload::ConfigFile,
 };
 use crate::{
+    cluster::{ApiAccess, StartupTaint, Taint},
     config::{Config, Sharing},
-    csi::{IdentityService, NodeService, ServeError, Service, Socket, serve},
+    csi::{IdentityService, NodeService, Registration, ServeError, Service, Socket, serve},
+    failure::full_message,
     node::{Node, StartError},
     socket::BindError,
     task::{Tasks, blocking},
@@ -108,7 +110,9 @@ impl NodeApp {
         serve_telemetry(telemetry, &metrics, &ready, &tasks);
         let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
         let slot = Arc::new(OnceLock::new());
+        let taint = taint(&config, &node_id);
         let service = NodeService::new(Arc::clone(&slot), node_id, Arc::clone(&metrics));
+        let registration = service.registration();
         // Served from the first moment, so that Probe can say "not ready yet".
         let service = Service::Node(service);
         let serving = serve(socket, identity, service, stop.clone().cancelled_owned());
@@ -129,6 +133,9 @@ impl NodeApp {
         }
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
+        if let Some(taint) = taint {
+            tasks.spawn(untaint(taint, registration, tasks.token().clone()));
+        }
         tokio::select! {
             // Without a connection, serving ends in the same moment; what runs beside is still to
             // be waited for.
@@ -144,6 +151,44 @@ impl NodeApp {
         });
         tracing::info!("stopped; mounts stay");
         Ok(outcome?)
+    }
+}
+
+/// The taint that keeps pods from the node until now, if it is ours to remove.
+fn taint(config: &Config, node: &str) -> Option<StartupTaint> {
+    let account = Some(config.kubernetes.service_account.clone());
+    let access =
+        account.filter(|_| config.kubernetes.remove_startup_taint).map(ApiAccess::of_pod)?;
+    let access = access.map_err(|error| {
+        tracing::error!(%error, "kubernetes.removeStartupTaint is set, and there is no cluster");
+    });
+    let (node, driver) = (node.to_owned(), config.driver_name.clone());
+    Some(StartupTaint { node, driver, access: access.ok()? })
+}
+
+/// Removes the taint once the kubelet knows the plugin. That it cannot be removed ends nothing: volumes
+/// of pods that tolerate it, or were there before, are served.
+async fn untaint(taint: StartupTaint, registration: Registration, stop: CancellationToken) {
+    let removing = async {
+        registration.noted().await;
+        taint.remove().await
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        outcome = removing => outcome,
+    };
+    let (node, key) = (&taint.node, taint.key());
+    match outcome {
+        Ok(Taint::Removed) => tracing::info!(node, key, "the startup taint is removed"),
+        Ok(Taint::Absent) => tracing::debug!(node, key, "there is no startup taint"),
+        Err(error) => tracing::error!(
+            node,
+            key,
+            error = full_message(&error),
+            "failed to remove the startup taint, so pods stay away; allow get and patch of this node to \
+             the plugin's service account, or remove it with kubectl taint node"
+        ),
     }
 }
 

@@ -18,6 +18,6 @@ mod status;
 pub use self::{
     controller::ControllerService,
     identity::IdentityService,
-    node::NodeService,
+    node::{NodeService, Registration},
     server::{ServeError, Service, Socket, serve},
 };

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -29,19 +30,45 @@ use crate::{
 const CAPABILITIES: [rpc::Type; 3] =
     [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition, rpc::Type::VolumeMountGroup];
 
+/// Whether the kubelet has asked who this node is, which it does when it registers the plugin.
+#[derive(Debug, Clone, Default)]
+pub struct Registration(Arc<watch::Sender<bool>>);
+
+impl Registration {
+    fn note(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Waits until it has.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn noted(&self) {
+        // Fails only without a sender, and this is one.
+        drop(self.0.subscribe().wait_for(|noted| *noted).await);
+    }
+}
+
 /// Answers the kubelet.
 #[derive(Debug, Clone)]
 pub struct NodeService {
     /// Empty while the plugin starts.
     node: Arc<OnceLock<Node>>,
     node_id: String,
+    registration: Registration,
     answers: Answers,
 }
 
 impl NodeService {
     /// The service of one node, which answers for volumes as soon as `node` is filled.
     pub fn new(node: Arc<OnceLock<Node>>, node_id: String, metrics: Arc<Metrics>) -> Self {
-        Self { node, node_id, answers: Answers::new(metrics) }
+        let (registration, answers) = (Registration::default(), Answers::new(metrics));
+        Self { node, node_id, registration, answers }
+    }
+
+    /// Tells when the kubelet knows the plugin.
+    pub fn registration(&self) -> Registration {
+        self.registration.clone()
     }
 
     fn node(&self) -> Result<&Node, Status> {
@@ -117,6 +144,7 @@ impl NodeRpcs for NodeService {
         &self,
         _request: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        self.registration.note();
         let node_id = self.node_id.clone();
         Ok(Response::new(NodeGetInfoResponse { node_id, ..NodeGetInfoResponse::default() }))
     }

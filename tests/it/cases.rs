@@ -8,7 +8,7 @@ use crate::{
     identity, lifecycle, mutual, outage, persistent, policy, protocol, radosgw, refresh, requests,
     resources, rotation, secrecy, sharing,
     support::{namespace::Ids, server::Server},
-    tenants, versions, views,
+    taint, tenants, versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -274,6 +274,13 @@ pub(crate) fn all() -> Vec<Case> {
             ids_are_verified,
             the_controller_says_who_it_is,
             a_bad_configuration_ends_the_controller_with_64,
+        }
+        taint {
+            the_taint_goes_once_the_kubelet_knows_the_plugin,
+            a_change_meanwhile_is_not_undone,
+            a_refusal_is_tried_again_and_hurts_nothing,
+            what_cannot_be_removed_ends_nothing,
+            by_default_the_cluster_is_not_asked,
         }
         secrecy {
             a_leak_would_be_found,

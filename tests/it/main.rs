@@ -37,6 +37,7 @@ mod rotation;
 mod sanity;
 mod secrecy;
 mod sharing;
+mod taint;
 mod tenants;
 mod versions;
 mod views;
