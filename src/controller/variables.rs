@@ -216,6 +216,7 @@ fn substitute(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use test_case::test_case;
 
     use super::*;
@@ -304,5 +305,27 @@ mod tests {
     fn sources_without_variables_stay_as_they_were() {
         let text = "- prefix: a # why\n";
         assert_eq!(resolved("jars", "sources", text).as_deref(), Ok(text));
+    }
+
+    proptest! {
+        /// Whoever chooses names chooses no directory.
+        #[test]
+        fn no_name_changes_the_structure_of_a_path(
+            claim in "[a./\\-\\\\~\u{2024}]{0,4}",
+            (before, after) in ("[ab/]{0,3}", "[ab/]{0,3}"),
+        ) {
+            let text = format!("{before}${{pvc.name}}{after}");
+            let sources = format!("[{{prefix: '{text}'}}]");
+            let prefix = resolved(&claim, "prefix", &text);
+            let listed = resolved(&claim, "sources", &sources);
+            prop_assert_eq!(prefix.is_ok(), listed.is_ok());
+            if let (Ok(prefix), Ok(listed)) = (prefix, listed) {
+                let slashes = |text: &str| text.matches('/').count();
+                prop_assert_eq!(slashes(&prefix), slashes(&text));
+                prop_assert!(prefix.split('/').all(|name| name != "." && name != ".."));
+                let entries = source_entries(&listed).unwrap();
+                prop_assert_eq!(entries[0]["prefix"].as_str(), Some(&*prefix));
+            }
+        }
     }
 }

@@ -16,28 +16,25 @@ use super::{
 };
 use crate::volume::check_mount_options;
 
-/// Takes a capability apart, if it can be had.
+/// Takes a capability apart, if it is for a directory of files. Its mount options are not looked at.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`: raw block access, or a mount option that does not hold. No option is quoted.
+/// `INVALID_ARGUMENT`: raw block access.
 pub(super) fn mount(capability: VolumeCapability) -> Result<MountVolume, Status> {
     match capability.access_type {
         None => Err(missing("volume_capability.access_type")),
         Some(AccessType::Block(_)) => Err(Status::invalid_argument(
             "volume_capability: block access is not offered; use volumeMode: Filesystem",
         )),
-        Some(AccessType::Mount(mount)) => {
-            check_mount_options(&mount.mount_flags)
-                .map_err(|problems| Status::invalid_argument(problems.to_string()))?;
-            Ok(mount)
-        }
+        Some(AccessType::Mount(mount)) => Ok(mount),
     }
 }
 
-/// Likewise, where the mode must be given: by all calls of the controller.
+/// Whether a volume with this capability can be had.
 ///
 /// # Errors
-/// As [`mount`]; a mode that is missing or not known.
+/// As [`mount`]; a mode that is missing or not known; a mount option that does not hold. No option is
+/// quoted.
 pub(super) fn offered(capability: VolumeCapability) -> Result<(), Status> {
     let mode = capability.access_mode.map_or(0, |access| access.mode);
     match Mode::try_from(mode) {
@@ -48,7 +45,8 @@ pub(super) fn offered(capability: VolumeCapability) -> Result<(), Status> {
             return Err(Status::invalid_argument(text));
         }
     }
-    mount(capability).map(drop)
+    let checked = check_mount_options(&mount(capability)?.mount_flags);
+    checked.map_err(|problems| Status::invalid_argument(problems.to_string()))
 }
 
 #[cfg(test)]

@@ -30,13 +30,14 @@ pub(super) fn publish(
     let volume_id = required("volume_id", request.volume_id)?;
     let target = required("target_path", request.target_path)?;
     let capability = request.volume_capability.ok_or_else(|| missing("volume_capability"))?;
-    let group = capability::mount(capability)?.volume_mount_group;
-    let mount_group = Some(group).filter(|group| !group.is_empty());
+    let mount = capability::mount(capability)?;
+    let mount_group = Some(mount.volume_mount_group).filter(|group| !group.is_empty());
     Ok(PublishRequest {
         volume_id,
         target,
         attributes: request.volume_context.into_iter().collect(),
         mount_group,
+        mount_options: mount.mount_flags,
         secrets,
         deadline,
     })

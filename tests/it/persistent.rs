@@ -148,7 +148,7 @@ pub(crate) async fn access_modes_make_nothing_writable(fixture: Fixture) {
     }
 }
 
-pub(crate) async fn mount_options_may_say_only_what_holds(fixture: Fixture) {
+pub(crate) async fn mount_options_may_say_only_what_holds(mut fixture: Fixture) {
     fixture.put_certificates().await;
     let context: HashMap<_, _> = fixture.pod("certs").attributes.into_iter().collect();
     let mut volume = PersistentVolume::new("pv-handle", context);
@@ -172,6 +172,13 @@ pub(crate) async fn mount_options_may_say_only_what_holds(fixture: Fixture) {
     for option in ["ro", "nosuid", "nodev"] {
         assert!(options.split(',').any(|it| it == option), "{line}");
     }
+    // The PersistentVolume may be edited under a running pod, which hurts only later ones.
+    volume.mount_options = vec!["rw".into()];
+    fixture.publish_persistent(&volume, 0).await.unwrap();
+    fixture.restart().await;
+    fixture.publish_persistent(&volume, 0).await.unwrap();
+    let status = fixture.publish_persistent(&volume, 1).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
     // An inline volume has none; the kubelet sends an empty list.
     fixture.publish(&Pod::new("p", &[("bucket", &fixture.bucket), ("prefix", "certs")])).await;
 }
