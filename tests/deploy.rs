@@ -82,7 +82,7 @@ fn the_schema_of_values_has_the_keys_of_the_configuration() {
     let reference = read("docs/CONFIGURATION.md");
     let (reference, _) = reference.split_once("\n## Volume attributes").unwrap();
     let rows = reference.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let ours = ["driverName", "kubeletDir", "metrics", "keeper", "trust"];
+    let ours = ["driverName", "kubeletDir", "metrics", "keeper", "kubernetes", "trust"];
     let is_ours = |key: &&str| ours.contains(&key.split('.').next().unwrap());
     // The rows of the tables about the keeper's flags, and about any attribute.
     let is_key = |key: &&str| !key.starts_with("--") && !key.contains("ATTRIBUTE");

@@ -128,13 +128,7 @@ impl Kubelet {
 
     /// Connects as the kubelet does: by the socket, with authority `localhost`.
     pub(crate) async fn try_connect(home: &Home) -> Option<Self> {
-        let socket = home.socket();
-        let connect = service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost");
-        let channel = endpoint.connect_with_connector(connect).await.ok()?;
+        let channel = dial(home.socket()).await?;
         Some(Self { root: home.kubelet_dir(), channel, watch: Arc::clone(home.watch()) })
     }
 
@@ -220,6 +214,15 @@ impl Kubelet {
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
+}
+
+/// Connects to a socket as Kubernetes does, if somebody listens.
+pub(crate) async fn dial(socket: PathBuf) -> Option<Channel> {
+    let connect = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connect).await.ok()
 }
 
 fn path_text(path: &Path) -> String {

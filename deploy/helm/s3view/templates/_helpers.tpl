@@ -111,6 +111,9 @@ trust switches follow from the CSIDriver that this chart makes.
       "trust" (dict "podInfo" true "contextTokens" (ternary true false (not (empty $tokensInContext))))
       "store" (dict "disk" (dict "path" (include "s3view.diskPath" .)))
 -}}
+{{- if .Values.startupTaint.remove -}}
+{{- $_ := set $ours "kubernetes" (dict "removeStartupTaint" true) -}}
+{{- end -}}
 {{- if .Values.metrics.enabled -}}
 {{- $_ := set $ours "metrics" (dict "address" (printf "%s:%d" .Values.metrics.host (int .Values.metrics.port))) -}}
 {{- end -}}
