@@ -16,10 +16,8 @@ fn the_flags_in_the_manifests_are_those_of_the_programs() {
     let node = env!("CARGO_BIN_EXE_s3view-node");
     has_flags("node", "s3view-node", &[node, "--help"]);
     has_flags("keeper", "s3view-keeper", &[node, "keeper", "--help"]);
-    // A branch without the controller has a chart for it already.
-    if let Some(controller) = option_env!("CARGO_BIN_EXE_s3view-controller") {
-        has_flags("controller", "s3view-controller", &[controller, "--help"]);
-    }
+    let controller = env!("CARGO_BIN_EXE_s3view-controller");
+    has_flags("controller", "s3view-controller", &[controller, "--help"]);
 }
 
 #[test]
