@@ -1,10 +1,11 @@
-//! The Kubernetes API, as far as a plugin asks it: an object is read, and a part of it changed.
+//! The Kubernetes API, as far as plugins ask it: an object is read, and a part of it changed.
 //!
-//! A client for that is two requests, made of the parts that reach S3 (hyper, rustls); see
-//! docs/adr/0009-two-requests-are-no-reason-for-a-kubernetes-client.md. Credentials are those of the pod's
+//! A client for that is a GET and a PATCH, made of the parts that reach S3 (hyper, rustls); see
+//! docs/adr/0009-few-requests-are-no-reason-for-a-kubernetes-client.md. Credentials are those of the pod's
 //! service account, read anew for each attempt, because the kubelet replaces them.
 
 mod taint;
+mod volume;
 
 use std::{
     env, fmt, io,
@@ -24,14 +25,21 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use rustls::{ClientConfig, crypto::ring};
 use serde_json::Value;
 use thiserror::Error;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-pub use self::taint::{StartupTaint, Taint};
+pub use self::{
+    taint::{StartupTaint, Taint},
+    volume::PersistentVolume,
+};
 use crate::{certificate::CaBundle, failure::FailureKind, source::Transient, task::blocking};
+
+/// What stands as it is in a part of a path.
+const NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -137,6 +145,14 @@ impl ApiAccess {
             (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
         Ok(Self { host, port, account })
     }
+
+    /// Likewise, if this is a pod that was given a service account.
+    ///
+    /// # Blocking
+    /// Looks for a file.
+    pub fn of_pod_with_account(account: PathBuf) -> Option<Self> {
+        Self::of_pod(account).ok().filter(|access| access.account.join("token").exists())
+    }
 }
 
 impl ApiServer {
@@ -204,6 +220,11 @@ impl ApiServer {
         let message = message.unwrap_or_else(|| "it gave no reason".to_owned());
         Err(ApiError::Refused { what, status, message })
     }
+}
+
+/// A name as one part of a path.
+fn segment(name: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(name, NAME)
 }
 
 /// Token and CA of a service account. Blocks.

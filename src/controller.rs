@@ -12,6 +12,7 @@ mod check;
 mod error;
 mod id;
 mod record;
+mod taken;
 mod variables;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 pub use self::{error::ControllerError, id::VolumeId};
 use self::{record::Record, variables::Names};
 use crate::{
+    cluster::ApiAccess,
     config::{Config, Reloaded},
     problems::Problems,
     source::s3::S3Clients,
@@ -76,6 +78,8 @@ pub struct Controller {
     config: RwLock<Arc<Config>>,
     clients: S3Clients,
     record: Record,
+    /// The cluster, if it can be asked.
+    cluster: Option<ApiAccess>,
 }
 
 /// What is wrong with a configuration for a controller, beyond what its text tells: names of
@@ -95,17 +99,23 @@ pub fn check(config: &Config) -> Problems {
 }
 
 impl Controller {
-    /// A controller with that configuration.
+    /// A controller with that configuration, which asks `cluster`, if there is one, whether names are
+    /// taken.
     ///
     /// # Errors
     /// As [`check`].
     ///
     /// # Blocking
     /// Reads files.
-    pub fn new(config: Config, metrics: Arc<Metrics>) -> Result<Self, Problems> {
+    pub fn new(
+        config: Config,
+        metrics: Arc<Metrics>,
+        cluster: Option<ApiAccess>,
+    ) -> Result<Self, Problems> {
         check_defaults(&config.defaults)?;
         let clients = S3Clients::new(&config, metrics)?;
-        Ok(Self { config: RwLock::new(Arc::new(config)), clients, record: Record::default() })
+        let (config, record) = (RwLock::new(Arc::new(config)), Record::default());
+        Ok(Self { config, clients, record, cluster })
     }
 
     /// Creates a volume, or finds that it would be the same again.
@@ -124,7 +134,11 @@ impl Controller {
         let (spec, secrets) = all(unresolved, spec, secrets)?;
         check_context(&attributes)?;
         let id = VolumeId::new(&name, &attributes);
-        self.record.check(&id, &attributes)?;
+        let is_known = self.record.check(&id, &attributes)?;
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| !is_known) {
+            let volume = taken::Volume { name: &name, id: &id, attributes: &attributes };
+            volume.check(cluster, &config.driver_name, deadline).await?;
+        }
         check::can_be_listed(&self.clients, &spec, &secrets, deadline).await?;
         self.record.add(&id, &attributes)?;
         Ok(Created { id, attributes })

@@ -167,7 +167,7 @@ async fn the_storage_class_is_a_good_one() {
     let parameters = parameters.into_iter().filter(|(name, _)| !name.contains("-secret-"));
     let claim = [("namespace", "spark"), ("name", "jars")];
     let claim = claim.map(|(key, name)| (format!("csi.storage.k8s.io/pvc/{key}"), name.into()));
-    let controller = Controller::new(Config::default(), Arc::default()).unwrap();
+    let controller = Controller::new(Config::default(), Arc::default(), None).unwrap();
     let created = controller
         .create(CreateRequest::new(
             "pvc-1".to_owned(),

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildError, GRACE, Ready, bind_telemetry, program::PluginOptions, serve_telemetry};
 use crate::{
+    cluster::ApiAccess,
     config::Config,
     controller::Controller,
     csi::{ControllerService, IdentityService, ServeError, Service, Socket, serve},
@@ -58,7 +59,12 @@ impl ControllerApp {
         let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
         let controller = {
             let metrics = Arc::clone(&metrics);
-            Arc::new(blocking(move || Controller::new(config, metrics)).await?)
+            let start = move || {
+                let account = config.kubernetes.service_account.clone();
+                let cluster = ApiAccess::of_pod_with_account(account);
+                Controller::new(config, metrics, cluster)
+            };
+            Arc::new(blocking(start).await?)
         };
         let service = ControllerService::new(Arc::clone(&controller), Arc::clone(&metrics));
         let service = Service::Controller(service);

@@ -9,17 +9,13 @@
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::{ApiAccess, ApiError, ApiServer};
+use super::{ApiAccess, ApiError, ApiServer, segment};
 use crate::source::Transient;
 
 /// How often it is tried again, over some minutes.
 const TRIES: usize = 12;
-
-/// What stands as it is in a part of a path.
-const NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// The taint of one driver on one node.
 #[derive(Debug, Clone)]
@@ -66,7 +62,7 @@ impl StartupTaint {
 
     async fn remove_once(&self) -> Result<Taint, ApiError> {
         let server = ApiServer::open(&self.access).await?;
-        let path = format!("/api/v1/nodes/{}", utf8_percent_encode(&self.node, NAME));
+        let path = format!("/api/v1/nodes/{}", segment(&self.node));
         let node = server.get(&path).await?;
         match changes(&node, &self.key()) {
             None => Ok(Taint::Absent),

@@ -2,8 +2,9 @@
 //!
 //! The same name with other parameters is another volume, and CSI wants that refused. Without a record
 //! it could not be told, and with a lasting one the controller would have state to lose. So the newest
-//! volumes are remembered, in memory: that covers whoever retries with changed parameters, and who
-//! comes after a restart gets an id of its own, which hurts nobody.
+//! volumes are remembered, in memory: that covers whoever retries with changed parameters. Who comes
+//! after a restart is told by the `PersistentVolume` of that name, where the cluster can be asked, and
+//! gets an id of its own where it cannot, which hurts nobody.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -32,16 +33,16 @@ struct Known {
 }
 
 impl Record {
-    /// Refuses a volume whose name belongs to another one.
+    /// Whether the volume is known.
     ///
     /// # Errors
-    /// [`ControllerError::Incompatible`].
+    /// [`ControllerError::Incompatible`], if its name belongs to another one.
     pub(super) fn check(
         &self,
         id: &VolumeId,
         attributes: &BTreeMap<String, String>,
-    ) -> Result<(), ControllerError> {
-        self.0.lock().check(id, attributes).map(drop)
+    ) -> Result<bool, ControllerError> {
+        self.0.lock().check(id, attributes)
     }
 
     /// Remembers a volume.
@@ -78,7 +79,6 @@ impl Record {
 }
 
 impl Volumes {
-    /// Whether the volume is known.
     fn check(
         &self,
         id: &VolumeId,
@@ -96,7 +96,7 @@ impl Volumes {
 }
 
 /// What differs, parameter by parameter, with the names in it filled in.
-fn difference(now: &BTreeMap<String, String>, was: &BTreeMap<String, String>) -> String {
+pub(super) fn difference(now: &BTreeMap<String, String>, was: &BTreeMap<String, String>) -> String {
     let names = now.keys().chain(was.keys().filter(|name| !now.contains_key(*name)));
     let shown =
         |value: Option<&String>| value.map_or("not given".to_owned(), |it| format!("{it:?}"));

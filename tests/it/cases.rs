@@ -264,6 +264,7 @@ pub(crate) fn all() -> Vec<Case> {
         controller {
             the_same_claim_is_the_same_volume,
             a_name_belongs_to_one_volume,
+            the_cluster_knows_which_names_are_taken,
             all_mistakes_of_a_class_are_told_at_once,
             what_no_volume_has_is_refused,
             rights_are_tried_with_the_provisioners_secret,

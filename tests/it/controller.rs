@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::StatusCode;
 use s3view::csi::proto::{
     CapacityRange, ControllerGetCapabilitiesRequest, CreateSnapshotRequest,
     GetPluginCapabilitiesRequest, GetPluginInfoRequest, ListVolumesRequest, NodeGetInfoRequest,
@@ -16,11 +17,13 @@ use s3view::csi::proto::{
     plugin_capability,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
+use serde_json::json;
 use tonic::Code;
 
 use crate::{
     fixture::Fixture,
     support::{
+        apiserver::ApiServer,
         provisioner::{Claim, Provisioner, capability, command},
         s3::{Action, Fault},
     },
@@ -34,10 +37,14 @@ const KEYS: [(&str, &str); 2] = [("accesskey", "minio"), ("secretkey", "minio123
 impl Fixture {
     /// Starts a controller beside the node plugin, configured alike.
     pub(crate) async fn provisioner(&self, more: &str) -> Provisioner {
-        let config = Self::config(&self.server, more).replace("DISK", "/unused");
-        // No node's directory need exist here.
-        let config = format!("kubeletDir: /nonexistent\n{config}");
+        let config = self.controller_config(more);
         Provisioner::start(Path::new(PROGRAM), &self.home, &config).await
+    }
+
+    /// The nodes' configuration, where no node's directory exists.
+    fn controller_config(&self, more: &str) -> String {
+        let config = Self::config(&self.server, more).replace("DISK", "/unused");
+        format!("kubeletDir: /nonexistent\n{config}")
     }
 
     /// A claim for a volume that shows `prefix` of this case's bucket.
@@ -83,6 +90,40 @@ pub(crate) async fn a_name_belongs_to_one_volume(fixture: Fixture) {
     assert_eq!(provisioner.create(&other).await.unwrap(), volume);
     provisioner.delete(&volume.volume_id).await.unwrap();
     provisioner.create(&claim.with("prefix", "b")).await.unwrap();
+}
+
+pub(crate) async fn the_cluster_knows_which_names_are_taken(fixture: Fixture) {
+    let server = ApiServer::start("node-1", &json!([]));
+    let account = fixture.home.path().join("account");
+    server.account(&account);
+    let more = format!("kubernetes: {{ serviceAccount: {} }}\n", account.display());
+    let config = fixture.controller_config(&more);
+    let env = server.env();
+    let start = || Provisioner::start_in(Path::new(PROGRAM), &fixture.home, &config, &env);
+    let provisioner = start().await;
+    let claim = fixture.claim("certs", "a");
+    let volume = provisioner.create(&claim).await.unwrap();
+    let csi = json!({
+        "driver": "csi.s3view.dev",
+        "volumeHandle": volume.volume_id,
+        "volumeAttributes": { "bucket": fixture.bucket, "prefix": "a", "storage.kubernetes.io/x": "y" },
+    });
+    server.add_volume(&claim.volume, &csi);
+    // After a restart nothing is remembered but in the cluster.
+    drop(provisioner);
+    let provisioner = start().await;
+    let status = provisioner.create(&claim.clone().with("prefix", "b")).await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    assert!(status.message().contains("prefix is \"b\" and was \"a\""), "{status:?}");
+    assert_eq!(provisioner.create(&claim).await.unwrap(), volume);
+    // What is remembered is not asked for again, and without an answer the name is free.
+    let before = server.calls().len();
+    provisioner.create(&claim).await.unwrap();
+    assert_eq!(server.calls().len(), before);
+    server.refuse(1, StatusCode::FORBIDDEN);
+    server.add_volume("pvc-6f0c1b7e-other", &csi);
+    provisioner.create(&fixture.claim("other", "b")).await.unwrap();
+    assert!(fixture.home.log().contains("could not be looked up"));
 }
 
 pub(crate) async fn all_mistakes_of_a_class_are_told_at_once(fixture: Fixture) {

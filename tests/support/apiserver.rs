@@ -1,7 +1,7 @@
-//! A Kubernetes API server with one node, over TLS: what the plugin asks of it, answered as the real
-//! one does (JSON patch with tests, bearer tokens, reasons in JSON).
+//! A Kubernetes API server with one node, over TLS: what plugins ask of it, answered as the real one
+//! does (JSON patch with tests, bearer tokens, reasons in JSON).
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use axum::{
     Router,
@@ -39,6 +39,8 @@ struct Desk {
     refusals: Mutex<(u32, StatusCode)>,
     /// Taints that somebody adds, one after each time that the node was read.
     meanwhile: Mutex<Vec<Value>>,
+    /// `PersistentVolumes` by name.
+    volumes: Mutex<BTreeMap<String, Value>>,
 }
 
 impl ApiServer {
@@ -52,7 +54,9 @@ impl ApiServer {
         let desk = Desk { name: name.to_owned(), node: Mutex::new(node), ..Desk::default() };
         let (desk, authority) = (Arc::new(desk), Authority::new("kubernetes"));
         let state = Arc::clone(&desk);
-        let routes = Router::new().route("/api/v1/nodes/{name}", get(answer).patch(answer));
+        let routes = Router::new()
+            .route("/api/v1/nodes/{name}", get(answer).patch(answer))
+            .route("/api/v1/persistentvolumes/{name}", get(volume));
         let serve = move || Port::serve(|_| routes.with_state(state));
         let port = std::thread::spawn(serve).join().expect("the server starts");
         let door = Door::open(port.url(), &authority, Wants::Maybe(&authority));
@@ -85,6 +89,12 @@ impl ApiServer {
         self.desk.meanwhile.lock().push(taint);
     }
 
+    /// Makes a `PersistentVolume` of CSI.
+    pub(crate) fn add_volume(&self, name: &str, csi: &Value) {
+        let volume = json!({ "metadata": { "name": name }, "spec": { "csi": csi } });
+        self.desk.volumes.lock().insert(name.to_owned(), volume);
+    }
+
     /// The taints of the node, if it has a list of them.
     pub(crate) fn taints(&self) -> Value {
         self.desk.node.lock()["spec"]["taints"].clone()
@@ -105,6 +115,33 @@ fn json_answer(status: StatusCode, value: &Value) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
+/// What is wrong with a call, whatever it is about.
+fn refusal(desk: &Desk, headers: &HeaderMap) -> Option<Response> {
+    if headers.get(AUTHORIZATION).is_none_or(|it| it != format!("Bearer {TOKEN}").as_str()) {
+        return Some(refused(StatusCode::UNAUTHORIZED, "Unauthorized"));
+    }
+    let (times, status) = &mut *desk.refusals.lock();
+    (*times > 0).then(|| {
+        *times -= 1;
+        refused(*status, "it is forbidden: User \"s3view\" cannot do this")
+    })
+}
+
+async fn volume(
+    State(desk): State<Arc<Desk>>,
+    Segments(name): Segments<String>,
+    headers: HeaderMap,
+) -> Response {
+    desk.calls.lock().push(Method::GET);
+    if let Some(refusal) = refusal(&desk, &headers) {
+        return refusal;
+    }
+    match desk.volumes.lock().get(&name) {
+        Some(volume) => json_answer(StatusCode::OK, volume),
+        None => refused(StatusCode::NOT_FOUND, "persistentvolumes not found"),
+    }
+}
+
 async fn answer(
     State(desk): State<Arc<Desk>>,
     Segments(name): Segments<String>,
@@ -113,15 +150,8 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     desk.calls.lock().push(method.clone());
-    if headers.get(AUTHORIZATION).is_none_or(|it| it != format!("Bearer {TOKEN}").as_str()) {
-        return refused(StatusCode::UNAUTHORIZED, "Unauthorized");
-    }
-    {
-        let (times, status) = &mut *desk.refusals.lock();
-        if *times > 0 {
-            *times -= 1;
-            return refused(*status, "nodes is forbidden: User \"s3view\" cannot do this");
-        }
+    if let Some(refusal) = refusal(&desk, &headers) {
+        return refusal;
     }
     if name != desk.name {
         return refused(StatusCode::NOT_FOUND, "nodes not found");

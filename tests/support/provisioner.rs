@@ -112,9 +112,19 @@ fn socket(home: &Home) -> PathBuf {
 impl Provisioner {
     /// Starts the controller with this configuration and waits until it is ready.
     pub(crate) async fn start(program: &Path, home: &Home, config: &str) -> Self {
+        Self::start_in(program, home, config, &[]).await
+    }
+
+    /// Likewise, in an environment with these variables.
+    pub(crate) async fn start_in(
+        program: &Path,
+        home: &Home,
+        config: &str,
+        env: &[(&str, String)],
+    ) -> Self {
         std::fs::create_dir_all(home.path().join("controller")).expect("a writable directory");
         std::fs::write(home.path().join("controller.yaml"), config).expect("a writable directory");
-        let child = command(program, home).spawn();
+        let child = command(program, home).envs(env.iter().map(|(k, v)| (k, v))).spawn();
         let mut child = child.expect("s3view-controller can be started");
         let began = Instant::now();
         loop {
