@@ -35,6 +35,14 @@ doc:
 deny:
     cargo deny check
 
+# The chart, the plain manifests and the Dockerfiles
+deploy-check:
+    deploy/check
+
+# deploy/kustomize anew from the chart
+manifests:
+    deploy/generate
+
 # What a change must pass
 ci:
     .ci/run

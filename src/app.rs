@@ -1,6 +1,8 @@
-//! The node plugin as a process: build, spawn, drain.
+//! The plugins as processes: build, spawn, drain.
 
+mod controller;
 mod keeper;
+pub mod program;
 mod reload;
 
 use std::{
@@ -17,12 +19,16 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    controller::{ControllerApp, ControllerRunError},
     keeper::{KeepError, KeepOptions, keep},
+    program::{LogArguments, PluginArguments, PluginOptions},
     reload::ConfigFile,
 };
 use crate::{
+    cluster::{ApiAccess, StartupTaint, Taint},
     config::{Config, Sharing},
-    csi::{IdentityService, NodeService, ServeError, Socket, serve},
+    csi::{IdentityService, NodeService, Registration, ServeError, Service, Socket, serve},
+    failure::full_message,
     node::{Node, StartError},
     socket::BindError,
     task::{Tasks, blocking},
@@ -79,13 +85,7 @@ impl NodeApp {
     /// A live socket, or a taken metrics address.
     pub async fn build(options: NodeOptions) -> Result<Self, BuildError> {
         let socket = Socket::bind(&options.socket)?;
-        let telemetry = match options.config.metrics.address {
-            None => None,
-            Some(address) => {
-                let bound = http::bind(address).await;
-                Some(bound.map_err(|error| BuildError::Metrics { address, error })?)
-            }
-        };
+        let telemetry = bind_telemetry(&options.config).await?;
         Ok(Self { options, socket, telemetry, metrics: Arc::default() })
     }
 
@@ -104,19 +104,14 @@ impl NodeApp {
             );
         }
         let (ready, tasks) = (Ready::default(), Tasks::default());
-        if let Some(listener) = telemetry {
-            let (metrics, health) = (Arc::clone(&metrics), ready.probe());
-            let end = tasks.token().clone();
-            tasks.spawn(async move {
-                if let Err(error) = http::serve(listener, metrics, health, end).await {
-                    tracing::error!(%error, "metrics are not served any more");
-                }
-            });
-        }
+        serve_telemetry(telemetry, &metrics, &ready, &tasks);
         let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
         let slot = Arc::new(OnceLock::new());
+        let taint = taint(&config, &node_id);
         let service = NodeService::new(Arc::clone(&slot), node_id, Arc::clone(&metrics));
+        let registration = service.registration();
         // Served from the first moment, so that Probe can say "not ready yet".
+        let service = Service::Node(service);
         let serving = serve(socket, identity, service, stop.clone().cancelled_owned());
         tokio::pin!(serving);
         let starting = {
@@ -129,10 +124,15 @@ impl NodeApp {
         };
         let node = slot.get_or_init(|| node);
         if let Some(file) = config_file {
-            tasks.spawn(file.follow(node.clone(), metrics, tasks.token().clone()));
+            let node = node.clone();
+            let reload = move |config: &Config| node.reload(config);
+            tasks.spawn(file.follow(reload, metrics, tasks.token().clone()));
         }
         ready.set(true);
         tracing::info!(socket = %path.display(), "ready");
+        if let Some(taint) = taint {
+            tasks.spawn(untaint(taint, registration, tasks.token().clone()));
+        }
         tokio::select! {
             // Without a connection, serving ends in the same moment; what runs beside is still to
             // be waited for.
@@ -149,6 +149,68 @@ impl NodeApp {
         tracing::info!("stopped; mounts stay");
         Ok(outcome?)
     }
+}
+
+/// The taint that keeps pods from the node until now, if it is ours to remove.
+fn taint(config: &Config, node: &str) -> Option<StartupTaint> {
+    let account = Some(config.kubernetes.service_account.clone());
+    let access =
+        account.filter(|_| config.kubernetes.remove_startup_taint).map(ApiAccess::of_pod)?;
+    let access = access.map_err(|error| {
+        tracing::error!(%error, "kubernetes.removeStartupTaint is set, and there is no cluster");
+    });
+    let (node, driver) = (node.to_owned(), config.driver_name.clone());
+    Some(StartupTaint { node, driver, access: access.ok()? })
+}
+
+/// Removes the taint once the kubelet knows the plugin. That it cannot be removed ends nothing: volumes
+/// of pods that tolerate it, or were there before, are served.
+async fn untaint(taint: StartupTaint, registration: Registration, stop: CancellationToken) {
+    let removing = async {
+        registration.noted().await;
+        taint.remove().await
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        outcome = removing => outcome,
+    };
+    let (node, key) = (&taint.node, taint.key());
+    match outcome {
+        Ok(Taint::Removed) => tracing::info!(node, key, "the startup taint is removed"),
+        Ok(Taint::Absent) => tracing::debug!(node, key, "there is no startup taint"),
+        Err(error) => tracing::error!(
+            node,
+            key,
+            error = full_message(&error),
+            "failed to remove the startup taint, so pods stay away; allow get and patch of this node to \
+             the plugin's service account, or remove it with kubectl taint node"
+        ),
+    }
+}
+
+/// Where `/metrics` and `/healthz` will be served, if anywhere.
+async fn bind_telemetry(config: &Config) -> Result<Option<TcpListener>, BuildError> {
+    let Some(address) = config.metrics.address else { return Ok(None) };
+    let bound = http::bind(address).await;
+    Ok(Some(bound.map_err(|error| BuildError::Metrics { address, error })?))
+}
+
+/// Serves them as a task.
+fn serve_telemetry(
+    listener: Option<TcpListener>,
+    metrics: &Arc<Metrics>,
+    ready: &Ready,
+    tasks: &Tasks,
+) {
+    let Some(listener) = listener else { return };
+    let (metrics, health) = (Arc::clone(metrics), ready.probe());
+    let end = tasks.token().clone();
+    tasks.spawn(async move {
+        if let Err(error) = http::serve(listener, metrics, health, end).await {
+            tracing::error!(%error, "metrics are not served any more");
+        }
+    });
 }
 
 /// Lets calls finish for half the grace, then ends background work, so that calls that wait for it

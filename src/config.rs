@@ -28,7 +28,10 @@ use thiserror::Error;
 use url::Url;
 
 use self::reader::Section;
-pub use self::urls::{UrlPattern, UrlPatternError, is_aws};
+pub use self::{
+    reload::Reloaded,
+    urls::{UrlPattern, UrlPatternError, is_aws},
+};
 use crate::{failure::FailureKind, problems::Problems, units::ByteSize};
 
 /// The region of an endpoint that names none; what S3 itself assumes.
@@ -59,6 +62,8 @@ pub struct Config {
     pub trust: TrustConfig,
     /// Where metrics are served.
     pub metrics: MetricsConfig,
+    /// How the cluster is asked for what.
+    pub kubernetes: KubernetesConfig,
     /// What volumes and namespaces may use.
     pub limits: Limits,
     /// Attributes of volumes that do not give them.
@@ -269,6 +274,15 @@ pub struct TrustConfig {
 pub struct MetricsConfig {
     /// The address of `/metrics` and `/healthz`; `None` serves neither.
     pub address: Option<SocketAddr>,
+}
+
+/// How the cluster is asked for what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KubernetesConfig {
+    /// Whether the node plugin removes its startup taint from the node.
+    pub remove_startup_taint: bool,
+    /// The directory with token and CA of the plugin's service account.
+    pub service_account: PathBuf,
 }
 
 /// What volumes and namespaces may use.

@@ -5,10 +5,11 @@
 //! ```text
 //! bin, app      parse, compose, run, shut down
 //! csi           the gRPC edge
-//! node          the volumes of this node: publish, unpublish, restart
+//! node, controller
+//!               the volumes of this node: publish, unpublish, restart; what a claim becomes
 //! view, fetch   how a listing is shown; from sources to blobs
-//! store, mount, source::s3, keeper
-//!               the cache, the kernel, the network, what outlives the plugin
+//! store, mount, source::s3, keeper, cluster
+//!               the cache, the kernel, the network, what outlives the plugin, Kubernetes
 //! source, telemetry, task, socket
 //!               who asks; what operators see; who owns a task; who may connect
 //! volume, config, listing, relpath, glob, object, certificate, units, problems, failure, packed
@@ -22,7 +23,9 @@
 
 pub mod app;
 pub mod certificate;
+pub mod cluster;
 pub mod config;
+pub mod controller;
 pub mod csi;
 pub mod failure;
 pub mod fetch;

@@ -20,6 +20,7 @@ mod machine;
 mod point;
 #[cfg(test)]
 pub(crate) mod scratch;
+mod selinux;
 #[cfg(test)]
 mod space;
 pub mod table;
@@ -29,6 +30,7 @@ mod tmpfs;
 pub use error::MountError;
 pub use fuse::{FuseConnection, FuseDevice, close_backing, has_ended, put_in_place};
 pub use machine::{forbid_core_dumps, memory_limit, raise_descriptor_limit};
+pub use selinux::label_directory;
 pub use table::check_propagation;
 pub use target::{KubeletDir, Target, TargetPath};
 pub use tmpfs::{SwapPolicy, Tmpfs, TmpfsOptions, check_swap, mount_or_adopt};

@@ -42,7 +42,6 @@ pub use self::{
     error::NodeError,
     quota::OverLimit,
     registry::Summary,
-    reload::Reloaded,
     start::{StartError, check},
 };
 use self::{
@@ -76,6 +75,8 @@ pub struct PublishRequest {
     pub attributes: BTreeMap<String, String>,
     /// The pod's fsGroup, if the capability carried one.
     pub mount_group: Option<String>,
+    /// The `PersistentVolume`'s mount options. They may be secrets.
+    pub mount_options: Vec<String>,
     /// The Secret's keys and values.
     pub secrets: VolumeSecretsInput,
     /// When the call must have been answered.
@@ -300,6 +301,7 @@ mod tests {
             target: "/t".into(),
             attributes: BTreeMap::from([map(token)]),
             mount_group: None,
+            mount_options: vec!["MARKED".into()],
             secrets: VolumeSecretsInput::new(HashMap::from([map(("secretkey", "MARKED"))])),
             deadline: Instant::now(),
         };

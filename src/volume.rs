@@ -10,6 +10,7 @@
 
 mod arguments;
 mod attributes;
+mod mount_options;
 mod parse;
 mod pod;
 mod policy;
@@ -28,11 +29,12 @@ use url::Url;
 
 pub use self::{
     arguments::PublishArguments,
-    attributes::{ATTRIBUTES, Brings, SpecContext, check_defaults},
+    attributes::{ATTRIBUTES, Brings, SpecContext, check_defaults, is_reserved},
+    mount_options::check_mount_options,
     pod::PodInfo,
     policy::check_policy,
     secrets::{AccessKeys, SECRET_KEYS, SseCustomerKey, VolumeSecrets},
-    sources::SOURCE_KEYS,
+    sources::{SOURCE_KEYS, source_entries},
     tenant::{Tenant, check_driver_credentials},
     tokens::{ServiceToken, ServiceTokens, TOKENS_KEY},
 };

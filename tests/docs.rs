@@ -8,17 +8,20 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this file is a test")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::SystemTime,
 };
 
 use s3view::{
     config::Config,
+    controller::{Controller, CreateRequest},
     volume::{Brings, SpecContext, VolumeSpec},
 };
+use tokio::time::Instant;
 
 #[test]
 fn every_named_test_exists() {
@@ -147,6 +150,44 @@ fn the_flags_of_the_keeper_are_told() {
 }
 
 #[test]
+fn the_flags_of_the_controller_are_told() {
+    let program = env!("CARGO_BIN_EXE_s3view-controller");
+    let help = Command::new(program).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let text = read("docs/CONFIGURATION.md");
+    let (_, told) = text.split_once("\n## The controller\n").unwrap();
+    let words = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let flags: Vec<_> = words.filter(|word| word.starts_with("--") && *word != "--help").collect();
+    assert!(flags.contains(&"--endpoint"), "{help}");
+    for flag in flags {
+        assert!(told.contains(&format!("| `{flag}`")), "docs/CONFIGURATION.md lacks {flag}");
+    }
+}
+
+#[tokio::test]
+async fn the_storage_class_is_a_good_one() {
+    let class: serde_json::Value =
+        serde_saphyr::from_str(&block("docs/CONFIGURATION.md", "kind: StorageClass")).unwrap();
+    let parameters: BTreeMap<String, String> =
+        serde_json::from_value(class["parameters"].clone()).unwrap();
+    // The provisioner keeps the names of Secrets to itself, and tells of the claim.
+    let parameters = parameters.into_iter().filter(|(name, _)| !name.contains("-secret-"));
+    let claim = [("namespace", "spark"), ("name", "jars")];
+    let claim = claim.map(|(key, name)| (format!("csi.storage.k8s.io/pvc/{key}"), name.into()));
+    let controller = Controller::new(Config::default(), Arc::default(), None).unwrap();
+    let created = controller
+        .create(CreateRequest::new(
+            "pvc-1".to_owned(),
+            parameters.chain(claim).collect(),
+            HashMap::new(),
+            Instant::now(),
+        ))
+        .await
+        .unwrap();
+    assert_eq!(created.attributes["prefix"], "teams/spark/jars");
+}
+
+#[test]
 fn ci_runs_the_commands_of_the_readme() {
     let ci = read(".ci/run");
     let readme = read("README.md");
@@ -172,11 +213,11 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// README, changelog, the index of the examples, and everything below docs/.
+/// README, changelog, the index of the examples, and everything below docs/ and deploy/.
 fn documents() -> Vec<PathBuf> {
     let pages = ["README.md", "README.ru.md", "CHANGELOG.md", "examples/README.md"];
     let mut found: Vec<PathBuf> = pages.iter().map(|page| root().join(page)).collect();
-    let mut directories = vec![root().join("docs")];
+    let mut directories = vec![root().join("docs"), root().join("deploy")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

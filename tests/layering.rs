@@ -51,12 +51,12 @@ const LAYERS: &[&[Module]] = &[
     ],
     // Who asks S3; what operators see; who owns a task; who may connect.
     &[("source", &[]), ("telemetry", &[]), ("task", &[]), ("socket", &[])],
-    // The network, the cache, the kernel, what outlives the plugin.
-    &[("source::s3", &[]), ("store", &[]), ("mount", &[]), ("keeper", &[])],
+    // The network, the cache, the kernel, what outlives the plugin, Kubernetes.
+    &[("source::s3", &[]), ("store", &[]), ("mount", &[]), ("keeper", &[]), ("cluster", &[])],
     // How a listing is shown; from sources to blobs.
     &[("view", &[]), ("fetch", &[])],
-    // The volumes of this node.
-    &[("node", &[])],
+    // The volumes of this node; what a claim becomes.
+    &[("node", &[]), ("controller", &[])],
     // The gRPC edge.
     &[("csi", &[])],
     // Composition.
@@ -71,15 +71,15 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("axum", &["telemetry"]),
     ("clap", &["app", "bin"]),
     ("fuser", &["view::fuse"]),
-    ("hyper*", &["source::s3"]),
+    ("hyper*", &["source::s3", "cluster"]),
     ("libc", &["mount"]),
     // Outside of `mount`: files by descriptor, the lock on the state directory, the 0600 socket,
     // who is at its other end, and signals without a runtime.
     ("nix", &["mount", "store", "view", "node::start", "socket", "keeper", "app::keeper"]),
     ("prost*", &["csi"]),
     // Extended attributes, which nix does not have; descriptors over a socket without `unsafe`.
-    ("rustix", &["store", "keeper"]),
-    ("rustls*", &["certificate", "source::s3"]),
+    ("rustix", &["store", "keeper", "mount::selinux"]),
+    ("rustls*", &["certificate", "source::s3", "cluster"]),
     ("std::process::exit", &["bin"]),
     ("tonic*", &["csi"]),
 ];

@@ -11,8 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{self, Config},
-    node::{Node, Reloaded},
+    config::{self, Config, Reloaded},
     problems::Problems,
     task::blocking,
     telemetry::metrics::Metrics,
@@ -63,8 +62,13 @@ impl ConfigFile {
         (config, problems)
     }
 
-    /// Takes in what the file says whenever that changes, until `stop`.
-    pub(super) async fn follow(self, node: Node, metrics: Arc<Metrics>, stop: CancellationToken) {
+    /// Takes in what the file says whenever that changes, until `stop`: by `reload`, which may block.
+    pub(super) async fn follow(
+        self,
+        reload: impl Fn(&Config) -> Result<Reloaded, Problems> + Clone + Send + Sync + 'static,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) {
         show(&metrics, &Ok(Reloaded::default()));
         let (mut known, mut seen) = (self, None);
         loop {
@@ -79,8 +83,8 @@ impl ConfigFile {
                 seen = None;
             } else if seen.as_ref() == Some(&content) {
                 (known.content, seen) = (content, None);
-                let (node, file) = (node.clone(), known.clone());
-                let outcome = blocking(move || node.reload(&file.parse()?)).await;
+                let (reload, file) = (reload.clone(), known.clone());
+                let outcome = blocking(move || reload(&file.parse()?)).await;
                 metrics.config_reloads.with_label_values(&[outcome_name(&outcome)]).inc();
                 show(&metrics, &outcome);
                 tell(&outcome);

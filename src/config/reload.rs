@@ -8,7 +8,23 @@ use std::collections::BTreeSet;
 
 use super::{Config, EndpointConfig};
 
+/// What became of a changed file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The sections that are in force now, and were others before.
+    pub in_force: Vec<&'static str>,
+    /// The keys that wait for a restart.
+    pub need_restart: Vec<String>,
+}
+
 impl Config {
+    /// What is in force once `file` has been read, and what that changes.
+    pub fn take_over(&self, file: &Self) -> (Self, Reloaded) {
+        let outcome =
+            Reloaded { in_force: self.reloads(file), need_restart: self.needs_restart(file) };
+        (self.reloaded(file), outcome)
+    }
+
     /// This configuration with what a running plugin takes over from `file`: what is in force once
     /// the file has been read.
     ///
@@ -51,6 +67,7 @@ impl Config {
             authorization: _,
             trust,
             metrics,
+            kubernetes,
             limits: _,
             defaults: _,
             policy: _,
@@ -72,6 +89,7 @@ impl Config {
             ("trust.podInfo", trust.pod_info != file.trust.pod_info),
             ("trust.contextTokens", trust.context_tokens != file.trust.context_tokens),
             ("metrics.address", metrics.address != file.metrics.address),
+            ("kubernetes", *kubernetes != file.kubernetes),
         ];
         let names: BTreeSet<&String> = endpoints.keys().chain(file.endpoints.keys()).collect();
         let of = |config: &'_ Self, name: &String| -> Option<EndpointConfig> {
@@ -140,6 +158,7 @@ mod tests {
     #[test_case("fetch: { requests: 1, bytesInFlight: 1Mi }" => vec!["fetch.requests", "fetch.bytesInFlight", "fetch.partSize"])]
     #[test_case("trust: { podInfo: true, contextTokens: true }" => vec!["trust.podInfo", "trust.contextTokens"])]
     #[test_case("metrics: { address: '0.0.0.0:9' }" => vec!["metrics.address"])]
+    #[test_case("kubernetes: { removeStartupTaint: true }" => vec!["kubernetes"])]
     #[test_case("authorization: { cachedFor: 1h }" => Vec::<String>::new(); "reloaded")]
     fn a_key_that_waits_for_a_restart_is_named(line: &str) -> Vec<String> {
         parse(RUNNING).needs_restart(&parse(&format!("{RUNNING}\n        {line}")))

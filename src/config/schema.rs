@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     AuthenticationKind, AuthorizationConfig, Config, DEFAULT_REGION, Defaults, DiskStoreConfig,
-    DriverGrant, EndpointConfig, FetchConfig, FuseConfig, KeeperConfig, Limits, MaxObjects,
-    MaxSize, MemoryStoreConfig, MetricsConfig, NamespaceLimits, Policy, StoreConfig, StsConfig,
-    Timeouts, TrustConfig,
+    DriverGrant, EndpointConfig, FetchConfig, FuseConfig, KeeperConfig, KubernetesConfig, Limits,
+    MaxObjects, MaxSize, MemoryStoreConfig, MetricsConfig, NamespaceLimits, Policy, StoreConfig,
+    StsConfig, Timeouts, TrustConfig,
     reader::Section,
     urls::service_url,
     values::{
@@ -45,6 +45,7 @@ pub(super) fn config(file: &mut Section<'_>) -> Config {
         authorization: file.section("authorization", authorization),
         trust: file.section("trust", trust),
         metrics: file.section("metrics", metrics),
+        kubernetes: file.section("kubernetes", kubernetes),
         limits: file.section("limits", |section| limits(section, &tmpfs, &disk)),
         defaults: file.section("defaults", defaults),
         policy,
@@ -100,6 +101,15 @@ fn timeouts(section: &mut Section<'_>) -> Timeouts {
         connect: section.get("connect", positive_duration).unwrap_or(basis.connect),
         stall: section.get("stall", positive_duration).unwrap_or(basis.stall),
         total: section.get("total", positive_duration).unwrap_or(basis.total),
+    }
+}
+
+fn kubernetes(section: &mut Section<'_>) -> KubernetesConfig {
+    let account = section.get("serviceAccount", absolute_path);
+    KubernetesConfig {
+        remove_startup_taint: section.get("removeStartupTaint", flag).unwrap_or(false),
+        service_account: account
+            .unwrap_or_else(|| "/var/run/secrets/kubernetes.io/serviceaccount".into()),
     }
 }
 

@@ -6,7 +6,9 @@ use tonic::{Request, Response, Status};
 
 use super::proto::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
-    GetPluginInfoResponse, ProbeRequest, ProbeResponse, identity_server::Identity,
+    GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
+    identity_server::Identity,
+    plugin_capability::{Service, Type, service},
 };
 
 /// Whether the plugin is ready to publish.
@@ -47,12 +49,17 @@ impl Identity for IdentityService {
         }))
     }
 
-    /// None: this process answers no controller service.
+    /// What the plugin as a whole can do: each of its processes says the same, whichever services it
+    /// answers itself.
+    ///
+    /// Source: CSI v1.13.0 spec.md, `GetPluginCapabilities`.
     async fn get_plugin_capabilities(
         &self,
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        Ok(Response::new(GetPluginCapabilitiesResponse::default()))
+        let service = Service { r#type: service::Type::ControllerService.into() };
+        let capability = PluginCapability { r#type: Some(Type::Service(service)) };
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
     }
 
     async fn probe(

@@ -1,14 +1,12 @@
 //! The Node service.
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
-use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
 
 use super::{
+    answer::{Answers, Subject},
     proto::{
         NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
         NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
@@ -20,7 +18,7 @@ use super::{
         node_service_capability::{self, Rpc, rpc},
         volume_usage::Unit,
     },
-    request::{deadline, publish, required},
+    request::{deadline, not_offered, publish, required},
     status::status,
 };
 use crate::{
@@ -32,59 +30,50 @@ use crate::{
 const CAPABILITIES: [rpc::Type; 3] =
     [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition, rpc::Type::VolumeMountGroup];
 
+/// Whether the kubelet has asked who this node is, which it does when it registers the plugin.
+#[derive(Debug, Clone, Default)]
+pub struct Registration(Arc<watch::Sender<bool>>);
+
+impl Registration {
+    fn note(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Waits until it has.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn noted(&self) {
+        // Fails only without a sender, and this is one.
+        drop(self.0.subscribe().wait_for(|noted| *noted).await);
+    }
+}
+
 /// Answers the kubelet.
 #[derive(Debug, Clone)]
 pub struct NodeService {
     /// Empty while the plugin starts.
     node: Arc<OnceLock<Node>>,
     node_id: String,
-    metrics: Arc<Metrics>,
+    registration: Registration,
+    answers: Answers,
 }
 
 impl NodeService {
     /// The service of one node, which answers for volumes as soon as `node` is filled.
     pub fn new(node: Arc<OnceLock<Node>>, node_id: String, metrics: Arc<Metrics>) -> Self {
-        Self { node, node_id, metrics }
+        let (registration, answers) = (Registration::default(), Answers::new(metrics));
+        Self { node, node_id, registration, answers }
+    }
+
+    /// Tells when the kubelet knows the plugin.
+    pub fn registration(&self) -> Registration {
+        self.registration.clone()
     }
 
     fn node(&self) -> Result<&Node, Status> {
         let starting = || Status::unavailable("the node plugin is starting; try again");
         self.node.get().ok_or_else(starting)
-    }
-
-    /// Runs a call, counts it, and logs a failure once, with its whole chain.
-    async fn answer<T>(
-        &self,
-        method: &'static str,
-        subject: (&str, &str),
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let began = Instant::now();
-        let outcome = call.await;
-        let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
-        let elapsed = began.elapsed();
-        self.metrics.rpc_seconds.with_label_values(&[method]).observe(elapsed.as_secs_f64());
-        self.metrics.rpcs.with_label_values(&[method, &format!("{code:?}")]).inc();
-        let (volume_id, target) = subject;
-        match &outcome {
-            Ok(_) => tracing::debug!(
-                rpc.method = method,
-                volume.id = volume_id,
-                volume.target_path = target,
-                ?elapsed,
-                "answered"
-            ),
-            Err(status) => tracing::warn!(
-                rpc.method = method,
-                grpc.code = ?status.code(),
-                volume.id = volume_id,
-                volume.target_path = target,
-                ?elapsed,
-                error = status.message(),
-                "call failed"
-            ),
-        }
-        outcome.map(Response::new)
     }
 }
 
@@ -102,12 +91,13 @@ impl NodeRpcs for NodeService {
         let deadline = deadline(request.metadata());
         let request = request.into_inner();
         let (volume_id, target) = (request.volume_id.clone(), request.target_path.clone());
-        self.answer("NodePublishVolume", (&volume_id, &target), async {
-            let request = publish(request, deadline)?;
-            self.node()?.publish(request).await.map_err(failed)?;
-            Ok(NodePublishVolumeResponse {})
-        })
-        .await
+        self.answers
+            .answer("NodePublishVolume", subject(&volume_id, &target), async {
+                let request = publish(request, deadline)?;
+                self.node()?.publish(request).await.map_err(failed)?;
+                Ok(NodePublishVolumeResponse {})
+            })
+            .await
     }
 
     async fn node_unpublish_volume(
@@ -115,13 +105,14 @@ impl NodeRpcs for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
-        self.answer("NodeUnpublishVolume", (&volume_id, &target_path), async {
-            let id = required("volume_id", volume_id.clone())?;
-            let target = required("target_path", target_path.clone())?;
-            self.node()?.unpublish(&id, &target).await.map_err(failed)?;
-            Ok(NodeUnpublishVolumeResponse {})
-        })
-        .await
+        self.answers
+            .answer("NodeUnpublishVolume", subject(&volume_id, &target_path), async {
+                let id = required("volume_id", volume_id.clone())?;
+                let target = required("target_path", target_path.clone())?;
+                self.node()?.unpublish(&id, &target).await.map_err(failed)?;
+                Ok(NodeUnpublishVolumeResponse {})
+            })
+            .await
     }
 
     async fn node_get_volume_stats(
@@ -129,12 +120,13 @@ impl NodeRpcs for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let NodeGetVolumeStatsRequest { volume_id, volume_path, .. } = request.into_inner();
-        self.answer("NodeGetVolumeStats", (&volume_id, &volume_path), async {
-            let id = required("volume_id", volume_id.clone())?;
-            let path = required("volume_path", volume_path.clone())?;
-            self.node()?.status(&id, &path).await.map(stats).map_err(failed)
-        })
-        .await
+        self.answers
+            .answer("NodeGetVolumeStats", subject(&volume_id, &volume_path), async {
+                let id = required("volume_id", volume_id.clone())?;
+                let path = required("volume_path", volume_path.clone())?;
+                self.node()?.status(&id, &path).await.map(stats).map_err(failed)
+            })
+            .await
     }
 
     async fn node_get_capabilities(
@@ -152,6 +144,7 @@ impl NodeRpcs for NodeService {
         &self,
         _request: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        self.registration.note();
         let node_id = self.node_id.clone();
         Ok(Response::new(NodeGetInfoResponse { node_id, ..NodeGetInfoResponse::default() }))
     }
@@ -178,8 +171,8 @@ impl NodeRpcs for NodeService {
     }
 }
 
-fn not_offered(method: &str) -> Status {
-    Status::unimplemented(format!("{method} is not offered by this driver"))
+fn subject<'a>(volume: &'a str, target: &'a str) -> Subject<'a> {
+    Subject { volume, target }
 }
 
 /// Bytes and inodes of the view, out of what the volume may show; and how it fares.

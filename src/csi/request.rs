@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Status, metadata::MetadataMap};
 
-use super::proto::{NodePublishVolumeRequest, VolumeCapability, volume_capability::AccessType};
+use super::{capability, proto::NodePublishVolumeRequest};
 use crate::node::{PublishRequest, VolumeSecretsInput};
 
 /// How long a call may take if its caller does not say: what the kubelet allows.
@@ -20,8 +20,7 @@ const HEADROOM: Duration = Duration::from_secs(2);
 
 /// Checks a publish in the order that the spec gives, and takes it apart.
 ///
-/// `readonly`, the access mode and the staging path are accepted as they come: every view is
-/// read-only, and the kubelet sends writer modes for ordinary read-only use.
+/// `readonly`, the access mode and the staging path are accepted as they come; see [`capability`].
 pub(super) fn publish(
     request: NodePublishVolumeRequest,
     deadline: Instant,
@@ -31,27 +30,17 @@ pub(super) fn publish(
     let volume_id = required("volume_id", request.volume_id)?;
     let target = required("target_path", request.target_path)?;
     let capability = request.volume_capability.ok_or_else(|| missing("volume_capability"))?;
-    let mount_group = mount_group(capability)?;
+    let mount = capability::mount(capability)?;
+    let mount_group = Some(mount.volume_mount_group).filter(|group| !group.is_empty());
     Ok(PublishRequest {
         volume_id,
         target,
         attributes: request.volume_context.into_iter().collect(),
         mount_group,
+        mount_options: mount.mount_flags,
         secrets,
         deadline,
     })
-}
-
-fn mount_group(capability: VolumeCapability) -> Result<Option<String>, Status> {
-    match capability.access_type {
-        None => Err(missing("volume_capability.access_type")),
-        Some(AccessType::Block(_)) => Err(Status::invalid_argument(
-            "volume_capability: block access is not offered; use volumeMode: Filesystem",
-        )),
-        Some(AccessType::Mount(mount)) => {
-            Ok(Some(mount.volume_mount_group).filter(|group| !group.is_empty()))
-        }
-    }
 }
 
 /// A field that must not be empty.
@@ -59,8 +48,13 @@ pub(super) fn required(field: &'static str, value: String) -> Result<String, Sta
     if value.is_empty() { Err(missing(field)) } else { Ok(value) }
 }
 
-fn missing(field: &'static str) -> Status {
+pub(super) fn missing(field: &'static str) -> Status {
     Status::invalid_argument(format!("{field}: is required"))
+}
+
+/// The answer of a call that this plugin does not have.
+pub(super) fn not_offered(method: &str) -> Status {
+    Status::unimplemented(format!("{method} is not offered by this driver"))
 }
 
 /// When a call with these headers should have been answered.

@@ -15,8 +15,11 @@ use tonic::{body::Body, transport::Server};
 use tower::util::MapResponseLayer;
 
 use super::{
-    IdentityService, NodeService,
-    proto::{identity_server::IdentityServer, node_server::NodeServer},
+    ControllerService, IdentityService, NodeService,
+    proto::{
+        controller_server::ControllerServer, identity_server::IdentityServer,
+        node_server::NodeServer,
+    },
 };
 use crate::socket::{self, BindError, Kind};
 
@@ -29,6 +32,15 @@ pub enum ServeError {
     /// The gRPC transport failed.
     #[error("failed to serve the CSI socket")]
     Transport(#[from] tonic::transport::Error),
+}
+
+/// What a process answers besides who it is.
+#[derive(Debug)]
+pub enum Service {
+    /// The Node service.
+    Node(NodeService),
+    /// The Controller service.
+    Controller(ControllerService),
 }
 
 /// A bound CSI socket of mode 0600.
@@ -59,14 +71,19 @@ impl Socket {
 pub async fn serve(
     socket: Socket,
     identity: IdentityService,
-    node: NodeService,
+    service: Service,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let listener = UnixListener::from_std(socket.listener).map_err(ServeError::Listen)?;
+    let (node, controller) = match service {
+        Service::Node(node) => (Some(node), None),
+        Service::Controller(controller) => (None, Some(controller)),
+    };
     Server::builder()
         .layer(MapResponseLayer::new(explained))
         .add_service(IdentityServer::new(identity))
-        .add_service(NodeServer::new(node))
+        .add_optional_service(node.map(NodeServer::new))
+        .add_optional_service(controller.map(ControllerServer::new))
         .serve_with_incoming_shutdown(connections(listener), stop)
         .await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! From what went wrong to what the kubelet should do: the one table of gRPC codes.
+//! From what went wrong to what the kubelet, or the provisioner, should do: the tables of gRPC codes.
 //!
 //! The kubelet reads `Canceled`, `DeadlineExceeded`, `Unavailable`, `ResourceExhausted` and
 //! `Aborted` from a publish as "outcome unknown" and every other code as "surely nothing is
@@ -6,6 +6,11 @@
 //! a final code only because the node undoes its work before it fails with that kind. The one
 //! exception is `ALREADY_EXISTS`, which CSI demands for a target that is published with other
 //! arguments: that target stays mounted, and the kubelet never changes a volume's arguments.
+//!
+//! The provisioner reads `Unavailable`, `Aborted`, `Canceled` and `DeadlineExceeded` from a
+//! `CreateVolume` as "still running": it asks for the same volume for ever, even when its claim is gone.
+//! `ResourceExhausted` makes it choose another node. Neither is ever so here: a creation leaves nothing,
+//! and no node matters.
 
 use tonic::{Code, Status};
 
@@ -31,6 +36,28 @@ pub(super) fn code(kind: FailureKind) -> Code {
     }
 }
 
+/// The code for a failure of `CreateVolume`: never one that says that something goes on.
+#[deny(clippy::wildcard_enum_match_arm)]
+fn create_code(kind: FailureKind) -> Code {
+    match kind {
+        // Something else has to change first, an endpoint that cannot be reached included.
+        FailureKind::Unavailable
+        | FailureKind::Exhausted
+        | FailureKind::Stale
+        | FailureKind::Busy
+        | FailureKind::Cancelled
+        | FailureKind::Deadline => Code::FailedPrecondition,
+        FailureKind::Invalid
+        | FailureKind::NotFound
+        | FailureKind::Denied
+        | FailureKind::Unauthenticated
+        | FailureKind::Incompatible
+        | FailureKind::Precondition
+        | FailureKind::Corrupt
+        | FailureKind::Internal => code(kind),
+    }
+}
+
 /// The longest message in bytes: it travels in a header, and clients refuse headers over 8 KiB
 /// (percent-encoding may triple a byte).
 const LONGEST: usize = 2 << 10;
@@ -39,6 +66,14 @@ const LONGEST: usize = 2 << 10;
 /// reads in `kubectl describe pod`.
 pub(super) fn status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
     Status::new(code(kind), clipped(full_message(error)))
+}
+
+/// The status for a failure of `CreateVolume`: what a user reads in `kubectl describe pvc`.
+pub(super) fn create_status(
+    kind: FailureKind,
+    error: &(dyn std::error::Error + 'static),
+) -> Status {
+    Status::new(create_code(kind), clipped(full_message(error)))
 }
 
 fn clipped(mut message: String) -> String {
@@ -67,6 +102,14 @@ mod tests {
     fn what_goes_on_has_an_open_code() {
         for kind in [FailureKind::Deadline, FailureKind::Busy, FailureKind::Cancelled] {
             assert!(OPEN.contains(&code(kind)), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_volume_that_is_not_created_is_not_still_being_created() {
+        for kind in FailureKind::ALL {
+            assert!(!OPEN.contains(&create_code(kind)), "{kind}");
+            assert!(!matches!(create_code(kind), Code::Ok | Code::Unknown), "{kind}");
         }
     }
 

@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::error::{Failed, MountError};
-use super::{kernel, point};
+use super::{kernel, point, selinux};
 
 const DEVICE: &str = "/dev/fuse";
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -141,8 +141,9 @@ pub(super) fn mount_at(place: &Path, max_read: u32) -> Result<OwnedFd, Failed> {
         .map_err(|error| Failed::new("open /dev/fuse to mount", error))?;
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,\
-         max_read={max_read}",
-        device.as_raw_fd()
+         max_read={max_read}{}",
+        device.as_raw_fd(),
+        selinux::mount_option()
     );
     mount(Some("s3view"), place, Some("fuse.s3view"), FLAGS, Some(data.as_str()))
         .map_err(|errno| Failed::new("mount a FUSE file system at", errno))?;

@@ -13,7 +13,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::error::{Failed, MountError};
 use super::point::is_mount_point;
-use super::{machine, table};
+use super::{machine, selinux, table};
 
 /// Views must not grant privileges; native libraries in them may be code, so exec stays on.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -83,7 +83,8 @@ pub fn check_swap(no_swap: bool, policy: SwapPolicy) -> Result<(), MountError> {
 fn mount_fresh(dir: &Path, options: &TmpfsOptions) -> Result<Tmpfs, MountError> {
     let failed = |errno| Failed::new("mount a tmpfs at", errno).at(dir);
     // Inode numbers tell blobs apart after a restart, and must not come again after 2^32 files.
-    let data = format!("mode=0700,inode64,{}", options.limits());
+    let label = selinux::mount_option();
+    let data = format!("mode=0700,inode64,{}{label}", options.limits());
     let no_swap = match mount_with(dir, FLAGS, &format!("{data},noswap")) {
         Ok(()) => true,
         // The same answer for an unknown option and for one that this user namespace may not use.
@@ -102,7 +103,15 @@ fn adopt(dir: &Path, options: &TmpfsOptions) -> Result<Tmpfs, MountError> {
     if found.filesystem_type() != TMPFS_MAGIC {
         return Err(MountError::NotTmpfs { path: dir.to_owned() });
     }
-    let no_swap = table::entry_of(dir)?.has_option("noswap");
+    let entry = table::entry_of(dir)?;
+    if selinux::is_missing(|option| entry.has_option(option)) {
+        tracing::warn!(
+            path = %dir.display(),
+            "this tmpfs was mounted without an SELinux label, so that containers may not read it; \
+             unpublish its volumes and unmount it"
+        );
+    }
+    let no_swap = entry.has_option("noswap");
     check_swap(no_swap, options.swap)?;
     resize(dir, options)?;
     Ok(Tmpfs { fresh: false, no_swap })

@@ -24,7 +24,7 @@ use crate::{
     task::{blocking, blocking_here},
     units::Refresh,
     view::linkfarm::LinkFarm,
-    volume::{PublishArguments, SpecContext, SpecError, ViewKind, VolumeSpec},
+    volume::{PublishArguments, SpecContext, SpecError, ViewKind, VolumeSpec, check_mount_options},
 };
 
 /// A target path and what is asked for there.
@@ -54,8 +54,15 @@ impl Node {
     /// # Cancellation
     /// The work goes on in the background; a later call joins it.
     pub async fn publish(&self, request: PublishRequest) -> Result<(), NodeError> {
-        let PublishRequest { volume_id, target, mut attributes, mount_group, secrets, deadline } =
-            request;
+        let PublishRequest {
+            volume_id,
+            target,
+            mut attributes,
+            mount_group,
+            mount_options,
+            secrets,
+            deadline,
+        } = request;
         let secrets = secrets.with_tokens_of(&mut attributes);
         let target = TargetPath::parse(&target, &self.0.kubelet)?;
         let key = VolumeKey::of(target.as_path());
@@ -72,6 +79,8 @@ impl Node {
             let state = if let Some(state) = state {
                 state
             } else {
+                // Of what is published they hold, whatever a changed PersistentVolume says.
+                check_mount_options(&mount_options)?;
                 // Taken before: the state that this call began is gone, so an unpublish came.
                 let secrets = secrets.take().ok_or(NodeError::Busy)?;
                 self.begin(&place, &attributes, secrets)?

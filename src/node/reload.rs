@@ -6,16 +6,11 @@
 use std::sync::Arc;
 
 use super::Node;
-use crate::{config::Config, problems::Problems, volume::check_defaults};
-
-/// What became of a changed file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// The sections that are in force now, and were others before.
-    pub in_force: Vec<&'static str>,
-    /// The keys that wait for a restart.
-    pub need_restart: Vec<String>,
-}
+use crate::{
+    config::{Config, Reloaded},
+    problems::Problems,
+    volume::check_defaults,
+};
 
 impl Node {
     /// Puts into force what of `file` can be, for every publish and refresh from now on: all of it or,
@@ -28,12 +23,11 @@ impl Node {
     pub fn reload(&self, file: &Config) -> Result<Reloaded, Problems> {
         check_defaults(&file.defaults)?;
         let mut config = self.0.config.write();
-        let outcome =
-            Reloaded { in_force: config.reloads(file), need_restart: config.needs_restart(file) };
+        let (next, outcome) = config.take_over(file);
         if outcome.in_force.is_empty() {
             return Ok(outcome);
         }
-        *config = Arc::new(config.reloaded(file));
+        *config = Arc::new(next);
         for store in self.0.stores.iter() {
             store.set_proof_lifetime(config.authorization.lifetime);
         }

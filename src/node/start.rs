@@ -117,6 +117,10 @@ impl Node {
         let tmpfs = mount::mount_or_adopt(&memory, &tmpfs_options(&config))?;
         let disk = &config.store.disk;
         create_private(&disk.path)?;
+        if let Err(error) = mount::label_directory(&disk.path) {
+            // In memory, volumes can be shown all the same.
+            tracing::warn!(%error, "containers may not be allowed to read disk volumes");
+        }
         let stores = Stores::new(
             Store::open(Medium::Memory, &memory, config.store.memory.size, &metrics)?,
             Store::open(Medium::Disk, &disk.path, disk.size, &metrics)?,

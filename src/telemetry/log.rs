@@ -23,7 +23,8 @@ pub fn init(format: LogFormat, level: LevelFilter) {
     let filter = Targets::new()
         .with_default(dependencies)
         .with_target("s3view", level)
-        .with_target("s3view_node", level);
+        .with_target("s3view_node", level)
+        .with_target("s3view_controller", level);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);
     match format {

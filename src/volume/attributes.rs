@@ -93,7 +93,7 @@ impl Brings {
 }
 
 /// Whether a key of a volume context belongs to Kubernetes and not to the user.
-pub(super) fn is_reserved(key: &str) -> bool {
+pub fn is_reserved(key: &str) -> bool {
     RESERVED.iter().any(|prefix| key.starts_with(prefix))
 }
 

@@ -43,7 +43,7 @@ fn read_list(reader: &mut Reader<'_>) -> Vec<SourceSpec> {
     let bucket = reader.get("bucket", Bucket::parse);
     // A wrong default bucket is one problem, not one for each entry that relies on it.
     let has_bucket = reader.is_set("bucket");
-    let entries = reader.get("sources", list).unwrap_or_default();
+    let entries = reader.get("sources", source_entries).unwrap_or_default();
     let mut sources = Vec::new();
     for (index, value) in entries.into_iter().enumerate() {
         let path = format!("sources[{index}]");
@@ -59,8 +59,11 @@ fn read_list(reader: &mut Reader<'_>) -> Vec<SourceSpec> {
     sources
 }
 
-/// The entries of the YAML text.
-fn list(text: &str) -> Result<Vec<Value>, String> {
+/// The entries of the attribute `sources`, each of which has yet to be understood.
+///
+/// # Errors
+/// That the text is no YAML list, or an empty one.
+pub fn source_entries(text: &str) -> Result<Vec<Value>, String> {
     const RULE: &str = "must be a YAML list of mappings, such as \"[{prefix: certs}]\"";
     // 4 KiB of nested aliases could otherwise grow to millions of values.
     let options = serde_saphyr::options! {

@@ -3,12 +3,12 @@
 use futures::future::BoxFuture;
 
 use crate::{
-    clock, driver, faults,
+    clock, controller, driver, faults,
     fixture::Fixture,
-    identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
-    rotation, secrecy, seed, served, sharing,
+    identity, lifecycle, mutual, outage, persistent, policy, protocol, radosgw, refresh, requests,
+    resources, rotation, secrecy, seed, served, sharing,
     support::{namespace::Ids, plugin::Shown, server::Server},
-    tenants, userns, versions, views,
+    taint, tenants, userns, versions, views,
 };
 
 type Body = fn(Fixture) -> BoxFuture<'static, ()>;
@@ -107,6 +107,10 @@ pub(crate) fn all() -> Vec<Case> {
         tenants {
             no_publish_leads_to_what_another_may_read,
             a_republish_as_another_shows_nothing_new,
+        }
+        persistent {
+            a_claim_becomes_a_volume_of_many_pods,
+            a_static_volume_needs_no_controller,
         }
         mutual {
             a_pair_opens_the_door,
@@ -251,6 +255,32 @@ pub(crate) fn all() -> Vec<Case> {
             secrets_appear_nowhere,
             a_url_needs_the_policy,
             a_proxy_is_used,
+        }
+        persistent {
+            access_modes_make_nothing_writable,
+            mount_options_may_say_only_what_holds,
+        }
+        controller {
+            the_same_claim_is_the_same_volume,
+            a_name_belongs_to_one_volume,
+            the_cluster_knows_which_names_are_taken,
+            all_mistakes_of_a_class_are_told_at_once,
+            what_no_volume_has_is_refused,
+            rights_are_tried_with_the_provisioners_secret,
+            an_endpoint_that_is_down_is_no_creation_under_way,
+            a_public_bucket_is_asked_for_by_nobody,
+            a_changed_policy_counts_for_the_next_claim,
+            delete_of_anything_is_ok_and_touches_nothing,
+            ids_are_verified,
+            the_controller_says_who_it_is,
+            a_bad_configuration_ends_the_controller_with_64,
+        }
+        taint {
+            the_taint_goes_once_the_kubelet_knows_the_plugin,
+            a_change_meanwhile_is_not_undone,
+            a_refusal_is_tried_again_and_hurts_nothing,
+            what_cannot_be_removed_ends_nothing,
+            by_default_the_cluster_is_not_asked,
         }
         secrecy {
             a_leak_would_be_found,

@@ -17,6 +17,7 @@ mod support;
 
 mod cases;
 mod clock;
+mod controller;
 mod driver;
 mod faults;
 mod fixture;
@@ -28,6 +29,7 @@ mod lifecycle;
 mod manifests;
 mod mutual;
 mod outage;
+mod persistent;
 mod policy;
 mod protocol;
 mod radosgw;
@@ -35,10 +37,12 @@ mod refresh;
 mod requests;
 mod resources;
 mod rotation;
+mod sanity;
 mod secrecy;
 mod served;
 mod seed;
 mod sharing;
+mod taint;
 mod tenants;
 mod userns;
 mod versions;
@@ -51,11 +55,7 @@ use libtest_mimic::{Arguments, Trial};
 use self::{
     cases::Case,
     support::{
-        minio::{Minio, Missing},
-        namespace,
-        plugin::Shown,
-        radosgw::Radosgw,
-        server::Server,
+        go::Missing, minio::Minio, namespace, plugin::Shown, radosgw::Radosgw, server::Server,
     },
 };
 
@@ -79,6 +79,7 @@ fn main() -> ExitCode {
     let in_ci = std::env::var_os("CI").is_some();
     let on_minio = [on_minio, cases::on_minio_alone()].concat();
     trials.extend(on_real("minio", &on_minio, &arguments, (ids, in_ci), minio));
+    trials.extend(conformance(&arguments, (ids, in_ci)));
     // Debian has it, others may not: never required.
     let on_radosgw = cases::on_radosgw();
     trials.extend(on_real("ceph", &on_radosgw, &arguments, (ids, false), radosgw));
@@ -125,12 +126,7 @@ fn on_real(
     start: impl FnOnce() -> Result<Again, Missing>,
 ) -> Vec<Trial> {
     let full = |case: &Case| format!("{name}::{}", case.name);
-    let wanted = |case: &Case| {
-        let name = full(case);
-        arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
-            && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
-    };
-    if arguments.list || !cases.iter().any(wanted) {
+    if arguments.list || !cases.iter().any(|case| is_wanted(arguments, &full(case))) {
         return Vec::new();
     }
     match start() {
@@ -150,6 +146,28 @@ fn on_real(
             vec![trial.with_ignored_flag(!required)]
         }
     }
+}
+
+/// Whether the command line asks for a trial of that name.
+fn is_wanted(arguments: &Arguments, name: &str) -> bool {
+    arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+        && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
+}
+
+/// What csi-sanity says about both plugins; where it is `required`, it must say something.
+fn conformance(arguments: &Arguments, (ids, required): (namespace::Ids, bool)) -> Option<Trial> {
+    let wanted = !arguments.list && is_wanted(arguments, sanity::NAME);
+    wanted.then(|| match sanity::program() {
+        Ok(program) => Trial::test(sanity::NAME, move || {
+            sanity::the_plugins_conform(&program, ids);
+            Ok(())
+        }),
+        Err(missing) => {
+            eprintln!("\nSKIPPED: {}: {missing}\n", sanity::NAME);
+            let trial = Trial::test(sanity::NAME, move || Err(missing.into()));
+            trial.with_ignored_flag(!required)
+        }
+    })
 }
 
 fn minio() -> Result<Again, Missing> {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use s3view::csi::proto::{
-    ControllerGetCapabilitiesRequest, GetPluginCapabilitiesRequest, GetPluginInfoRequest,
-    NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    ControllerGetCapabilitiesRequest, GetPluginInfoRequest, NodeExpandVolumeRequest,
+    NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
     controller_client::ControllerClient,
     volume_capability::{AccessType, BlockVolume},
 };
@@ -101,9 +101,6 @@ pub(crate) async fn the_plugin_says_who_it_is(fixture: Fixture) {
     let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.name, "csi.s3view.dev");
     assert_eq!(info.vendor_version, env!("CARGO_PKG_VERSION"));
-    let request = GetPluginCapabilitiesRequest {};
-    let capabilities = identity.get_plugin_capabilities(request).await.unwrap().into_inner();
-    assert!(capabilities.capabilities.is_empty(), "no controller service on this socket");
     assert!(fixture.kubelet.is_ready().await);
     let node = fixture.kubelet.info().await.unwrap();
     assert_eq!((node.node_id.as_str(), node.max_volumes_per_node), ("node-1", 0));

@@ -136,13 +136,7 @@ impl Kubelet {
 
     /// Connects as the kubelet does: by the socket, with authority `localhost`.
     pub(crate) async fn try_connect(home: &Home) -> Option<Self> {
-        let socket = home.socket();
-        let connect = service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost");
-        let channel = endpoint.connect_with_connector(connect).await.ok()?;
+        let channel = dial(home.socket()).await?;
         let (root, watch) = (home.kubelet_dir(), Arc::clone(home.watch()));
         Some(Self { root, channel, watch, shown: home.shown() })
     }
@@ -262,6 +256,15 @@ fn read_all(directory: &Path) {
             std::io::copy(&mut file, &mut std::io::sink()).expect("a readable file");
         }
     }
+}
+
+/// Connects to a socket as Kubernetes does, if somebody listens.
+pub(crate) async fn dial(socket: PathBuf) -> Option<Channel> {
+    let connect = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connect).await.ok()
 }
 
 fn path_text(path: &Path) -> String {

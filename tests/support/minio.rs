@@ -3,7 +3,7 @@
 
 use std::{
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
+    go::{self, Missing},
     issuer::{AUDIENCE, Issuer},
     server::CREDENTIALS,
 };
@@ -25,9 +26,6 @@ pub(crate) struct Minio {
     issuer: Issuer,
     _data: tempfile::TempDir,
 }
-
-/// Why there is no MinIO here.
-pub(crate) type Missing = String;
 
 impl Minio {
     /// Starts a server on a free port, installing the program on first use (minutes).
@@ -118,21 +116,7 @@ impl Drop for Minio {
 }
 
 fn program() -> Result<PathBuf, Missing> {
-    if let Some(program) = std::env::var_os("S3VIEW_MINIO") {
-        return Ok(program.into());
-    }
-    let tools = Path::new(option_env!("CARGO_TARGET_TMPDIR").unwrap_or("target/tmp")).join("tools");
-    let program = tools.join("minio");
-    if program.exists() {
-        return Ok(program);
-    }
-    eprintln!("installing {MODULE} (a few minutes, once)");
-    let install = Command::new("go").args(["install", MODULE]).env("GOBIN", &tools).status();
-    match install {
-        Ok(status) if status.success() => Ok(program),
-        Ok(status) => Err(format!("go install {MODULE} ended with {status}")),
-        Err(error) => Err(format!("Go is not here ({error})")),
-    }
+    go::program(MODULE, "tools", "minio", "S3VIEW_MINIO")
 }
 
 fn free_port() -> u16 {

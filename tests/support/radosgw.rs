@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    go::Missing,
     issuer::{AUDIENCE, Issuer},
-    minio::Missing,
     server::{CREDENTIALS, sdk_client},
 };
 
