@@ -47,6 +47,12 @@ pub enum ResumeError {
         /// Which part.
         what: &'static str,
     },
+    /// What a former process took and did not answer would stay unanswered.
+    #[error(
+        "the kernel cannot send again what a former process of a FUSE mount did not answer (Linux \
+         6.9+); abort the connection and publish the volume anew"
+    )]
+    NoResend,
     /// The mount is gone.
     #[error("the FUSE mount was unmounted or aborted")]
     Ended,
@@ -62,7 +68,8 @@ pub enum ResumeError {
 
 impl ResumeError {
     /// The kind of this failure: `Incompatible` for an unknown version, `Corrupt` for what is no such
-    /// thing, `NotFound` for a mount that is gone, `Internal` for the system.
+    /// thing, `Precondition` for an old kernel, `NotFound` for a mount that is gone, `Internal` for the
+    /// system.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Unknown { .. } | Self::Numbers { source: BadNumbers::Unknown } => {
@@ -71,6 +78,7 @@ impl ResumeError {
             Self::Damaged { .. } | Self::Numbers { .. } | Self::Other { .. } => {
                 FailureKind::Corrupt
             }
+            Self::NoResend => FailureKind::Precondition,
             Self::Ended => FailureKind::NotFound,
             Self::System { .. } => FailureKind::Internal,
         }

@@ -202,6 +202,9 @@ impl FuseMount {
     ) -> Result<(Self, Arc<Listing>), ResumeError> {
         let failed = |action| move |source| ResumeError::System { action, source };
         let Handover { mount, connection, negotiated } = Handover::read(handover)?;
+        if !InitFlags::from_bits_retain(negotiated.offered).contains(InitFlags::FUSE_HAS_RESEND) {
+            return Err(ResumeError::NoResend);
+        }
         let ledger = Ledger::of(ledger, mount);
         let Shown { listing, table, names, directories, gone } = ledger.load(options.ownership)?;
         let left = Left::read(&ledger)?;

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 
+use test_case::test_case;
+
 use super::{eventually, server::Server, whole, with_server, world};
-use crate::failure::FailureKind;
+use crate::{failure::FailureKind, view::fuse::handover::Handover};
 
 /// Lets a process try with a changed file of the ledger, and puts the right one back.
 fn refused(server: &mut Server, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> String {
@@ -53,20 +55,17 @@ fn what_is_damaged_or_unknown_changes_nothing_and_the_right_one_is_gone_on_with(
     });
 }
 
-#[test]
-fn a_ledger_of_another_mount_is_refused() {
+#[test_case(|handover| handover.mount ^= 1, FailureKind::Corrupt; "of another mount")]
+#[test_case(|handover| handover.negotiated.offered = 0, FailureKind::Precondition; "of an old kernel")]
+fn a_mount_that_does_not_fit_is_refused(change: fn(&mut Handover), wanted: FailureKind) {
     with_server(false, |mut server| {
         server.kill();
-        let handover = server.handover.clone();
-        // The name of the mount, and a check sum that fits.
-        let mut bytes = hex::decode(&handover).unwrap();
-        bytes.truncate(bytes.len() - 8);
-        bytes[5] ^= 1;
-        let check = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
-        bytes.extend(&check[..8]);
-        server.handover = hex::encode(bytes);
-        assert_eq!(kind(&server.try_resume()), FailureKind::Corrupt.as_str());
-        server.handover = handover;
+        let given = server.handover.clone();
+        let mut handover = Handover::read(&hex::decode(&given).unwrap()).unwrap();
+        change(&mut handover);
+        server.handover = hex::encode(handover.bytes());
+        assert_eq!(kind(&server.try_resume()), wanted.as_str());
+        server.handover = given;
         server.resume();
         server.close();
     });
