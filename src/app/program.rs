@@ -4,7 +4,7 @@ use std::{error::Error, future::Future, io, path::PathBuf, process::ExitCode, ti
 
 use clap::{Args, ValueEnum};
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
@@ -170,9 +170,8 @@ where
 
 /// Completes at SIGTERM or SIGINT, which are caught from the call on.
 fn stopped() -> io::Result<impl Future<Output = ()>> {
-    let caught = |kind| -> io::Result<Signal> { signal(kind) };
-    let (mut terminate, mut interrupt) =
-        (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
