@@ -230,6 +230,23 @@ async fn many_readers_of_a_file_make_one_set_of_gets() {
     assert_eq!(fixture.server.requests().of("HeadObject"), 1, "for the checksum");
 }
 
+/// As the kernel asks for several readers of one file: each page once, by whoever wants it first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_who_take_turns_read_one_stream() {
+    let (fixture, content) = (Fixture::new(), content(32 * PART));
+    let process = fixture.start();
+    let object = fixture.put("big", &content).await;
+    let readers = join_all((0..8).map(|_| fixture.open(&process, &object))).await;
+    for (index, reader) in (0..content.len() / BLOCK).zip(readers.iter().cycle()) {
+        let at = index * BLOCK;
+        let bytes = reader.read(at as u64, BLOCK).await.unwrap();
+        assert_eq!(bytes, content.slice(at..at + BLOCK));
+    }
+    let (parts, gets) = (32, fixture.gets());
+    assert!(gets <= parts + 8, "{gets} GETs for {parts} parts");
+    assert_eq!(fixture.received(), content.len() as u64, "no byte came twice");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_reads_fetch_what_they_read_and_little_more() {
     let fixture = Fixture::new();

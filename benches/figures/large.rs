@@ -8,7 +8,8 @@ use crate::{
     support::s3::{EmbeddedS3, Options, PutOptions},
 };
 
-const SIZE: u64 = 1 << 30;
+/// The size of the object.
+pub(crate) const SIZE: u64 = 1 << 30;
 const TURNS: u32 = 3;
 
 pub(crate) async fn run() {

@@ -18,11 +18,14 @@ mod support;
 
 mod aws;
 mod bare;
+mod fio;
+mod fuse;
 mod herd;
 mod large;
 mod measure;
 mod memory;
 mod node;
+mod peers;
 mod publish;
 mod refresh;
 mod report;
@@ -38,7 +41,7 @@ use self::support::namespace;
 
 type Figure = (&'static str, fn() -> BoxFuture<'static, ()>);
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 15] = [
     ("publish", || Box::pin(publish::run())),
     ("refresh", || Box::pin(refresh::run())),
     ("herd", || Box::pin(herd::run())),
@@ -46,6 +49,14 @@ const FIGURES: [Figure; 7] = [
     ("memory", || Box::pin(memory::run())),
     ("small", || Box::pin(small::run())),
     ("large", || Box::pin(large::run())),
+    ("fuse-warm", || Box::pin(fuse::warm::run())),
+    ("fuse-cold", || Box::pin(fuse::cold::run())),
+    ("fuse-first", || Box::pin(fuse::first::run())),
+    ("fuse-tree", || Box::pin(fuse::tree::run())),
+    ("fuse-small", || Box::pin(fuse::small::run())),
+    ("fuse-million", || Box::pin(fuse::million::run())),
+    ("fuse-restart", || Box::pin(fuse::restart::run())),
+    ("fuse-peers", || Box::pin(peers::table::run())),
 ];
 
 fn main() -> ExitCode {

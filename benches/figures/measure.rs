@@ -20,6 +20,22 @@ pub(crate) fn median(times: &[Duration]) -> Duration {
     sorted[sorted.len() / 2]
 }
 
+/// The mean of some figures.
+pub(crate) fn mean(figures: &[f64]) -> f64 {
+    figures.iter().sum::<f64>() / float(figures.len() as u64)
+}
+
+/// How many requests each turn made.
+pub(crate) fn per_turn(requests: u64, turns: u32) -> f64 {
+    float(requests) / f64::from(turns)
+}
+
+/// A count as a figure.
+#[expect(clippy::cast_precision_loss, reason = "what is counted here is far below 2^52")]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
+}
+
 /// The times of two things that took turns.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs {
@@ -32,6 +48,11 @@ impl Pairs {
     pub(crate) fn add(&mut self, ours: Duration, theirs: Duration) {
         self.ours.push(ours);
         self.theirs.push(theirs);
+    }
+
+    /// The p50 of ours.
+    pub(crate) fn ours(&self) -> Duration {
+        median(&self.ours)
     }
 
     /// How many times longer ours takes.

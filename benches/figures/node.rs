@@ -37,23 +37,38 @@ pub(crate) fn pod(prefix: &str) -> Pod {
 /// A running plugin with empty stores; its files and mounts go with it.
 #[derive(Debug)]
 pub(crate) struct Node {
-    plugin: Plugin,
+    plugin: Option<Plugin>,
     kubelet: Kubelet,
-    _home: Home,
+    home: Home,
 }
 
 impl Node {
     /// Starts a plugin with the default settings.
     pub(crate) async fn start(server: &EmbeddedS3) -> Self {
-        let config = format!(
-            "endpoints: {{ s3: {{ url: \"{}\" }} }}\n\
-             store: {{ memory: {{ allowSwap: true }}, disk: {{ path: DISK }} }}\n",
-            server.url()
-        );
-        let mut home = Home::new(env!("CARGO_BIN_EXE_s3view-node"), &config);
-        home.set_log_level("info");
-        let plugin = home.start().await;
-        Self { plugin, kubelet: Kubelet::connect(&home).await, _home: home }
+        Self::run(home(&server.url())).await
+    }
+
+    /// Likewise, for the server at `url`, with a keeper beside the plugin.
+    pub(crate) async fn with_keeper(url: &str) -> Self {
+        let mut home = home(url);
+        home.start_keeper();
+        Self::run(home).await
+    }
+
+    async fn run(home: Home) -> Self {
+        let plugin = Some(home.start().await);
+        Self { plugin, kubelet: Kubelet::connect(&home).await, home }
+    }
+
+    /// Ends the plugin as a crash would.
+    pub(crate) fn kill(&mut self) {
+        drop(self.plugin.take());
+    }
+
+    /// Starts another one in its place.
+    pub(crate) async fn start_again(&mut self) {
+        self.plugin = Some(self.home.start().await);
+        self.kubelet = Kubelet::connect(&self.home).await;
     }
 
     /// Publishes; how long the one call `NodePublishVolume` takes.
@@ -75,10 +90,15 @@ impl Node {
         self.kubelet.target(pod)
     }
 
+    /// The directory of the disk store.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.home.path().join("disk")
+    }
+
     /// A figure of `/proc/<pid>/status`, in KiB.
     #[expect(clippy::cast_precision_loss, reason = "memory is far below 2^52 KiB")]
     pub(crate) fn memory_kib(&self, figure: &str) -> f64 {
-        self.plugin.memory_kib(figure) as f64
+        self.plugin().memory_kib(figure) as f64
     }
 
     /// Makes `VmHWM` begin again at the present size.
@@ -95,7 +115,29 @@ impl Node {
         ticks.map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() / TICKS
     }
 
-    fn proc(&self, file: &str) -> std::path::PathBuf {
-        Path::new("/proc").join(self.plugin.pid().to_string()).join(file)
+    /// How often the plugin has called `read(2)`: once for each request of the kernel, at least.
+    pub(crate) fn reads(&self) -> u32 {
+        let io = std::fs::read_to_string(self.proc("io")).expect("the process runs");
+        let reads = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+        reads.expect("a known figure").parse().expect("a number")
     }
+
+    fn plugin(&self) -> &Plugin {
+        self.plugin.as_ref().expect("it was started again")
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc").join(self.plugin().pid().to_string()).join(file)
+    }
+}
+
+/// Directories and the default settings, but for the server.
+fn home(url: &str) -> Home {
+    let config = format!(
+        "endpoints: {{ s3: {{ url: \"{url}\" }} }}\n\
+         store: {{ memory: {{ allowSwap: true }}, disk: {{ path: DISK }} }}\n"
+    );
+    let mut home = Home::new(env!("CARGO_BIN_EXE_s3view-node"), &config);
+    home.set_log_level("info");
+    home
 }

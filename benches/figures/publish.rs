@@ -5,7 +5,7 @@
 //! and go within milliseconds are none of our users'.
 
 use crate::{
-    measure::{Pairs, timed},
+    measure::{Pairs, per_turn, timed},
     node::{BUCKET, Node, pod, server},
     report::{self, Target},
     support::s3::{EmbeddedS3, Options},
@@ -68,9 +68,4 @@ async fn cold() {
         Target::AtMost(2.0),
         pairs,
     );
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a few hundred requests")]
-fn per_turn(requests: u64, turns: u32) -> f64 {
-    requests as f64 / f64::from(turns)
 }

@@ -64,6 +64,12 @@ pub(crate) fn skipped(name: &str, why: impl Display) {
     line(&format!("  {name}"), "skipped", "", "", why);
 }
 
+/// Prints one line of a table whose columns are those who are compared.
+pub(crate) fn row(name: &str, cells: &[String]) {
+    let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:>24}")).collect();
+    println!("  {name:<32} {}", cells.join(" "));
+}
+
 fn line(figure: &str, measured: &str, target: &str, verdict: &str, how: impl Display) {
     println!("{figure:<46} {measured:>9}  {target:<8} {verdict:<7} {how}");
 }

@@ -1,4 +1,8 @@
-//! Which bytes to fetch before anybody asks: a pure decision over the reads of one open file.
+//! Which bytes to fetch before anybody asks: a pure decision over the reads of one object version.
+//!
+//! The reads of all who have it open are one sequence. The kernel asks for what one of several readers
+//! of a file wants first, and serves the others from its page cache, so each of them alone shows some
+//! pieces of a stream, which would look like random reads.
 //!
 //! A read that continues another makes a stream of both. The longer a stream has become, the farther
 //! is fetched ahead of it: four times what was read in order, up to a bound. So a random read, which
@@ -6,8 +10,8 @@
 //! 8 MiB under way after five or six reads. (The kernel may send the reads of one stream out of
 //! order: a stream is continued by what is near its end.)
 //!
-//! One file may be read in several places at once, so there are several streams, and one that the
-//! next reads leave alone is given up, with what is being fetched for it.
+//! It may be read in several places at once, so there are several streams, and one that the next reads
+//! leave alone is given up, with what is being fetched for it.
 
 use std::ops::Range;
 
@@ -19,10 +23,10 @@ const NEAR: u64 = 256 << 10;
 /// How many times what was read in order is fetched ahead.
 const FACTOR: u64 = 4;
 
-/// A stream that so many reads left alone has ended.
+/// A stream that so many reads of each reader left alone has ended.
 const PATIENCE: u64 = 8;
 
-/// The streams of one open file.
+/// The streams of one object version.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     streams: Vec<Stream>,
@@ -54,12 +58,18 @@ pub(super) struct Decision {
 }
 
 impl Streams {
-    /// Takes note of a read of so many bytes. At most `most` bytes are fetched ahead, in whole blocks
-    /// and, once they are enough, in whole parts.
-    pub(super) fn note(&mut self, read: Range<u64>, most: u64, cut: Cut) -> Decision {
+    /// Takes note of a read by one of so many readers. At most `most` bytes are fetched ahead, in whole
+    /// blocks and, once they are enough, in whole parts.
+    pub(super) fn note(
+        &mut self,
+        read: Range<u64>,
+        readers: usize,
+        most: u64,
+        cut: Cut,
+    ) -> Decision {
         self.reads += 1;
         let (now, length) = (self.reads, read.end.saturating_sub(read.start));
-        let ended = self.end_idle(now);
+        let ended = self.end_idle(now, PATIENCE.saturating_mul(readers as u64));
         let near = NEAR.max(length.saturating_mul(2));
         let continued = |stream: &&mut Stream| stream.end.abs_diff(read.start) <= near;
         let Some(stream) = self.streams.iter_mut().find(continued) else {
@@ -67,8 +77,14 @@ impl Streams {
             self.streams.push(Stream { id: now, end: read.end, run: length, fetched, at: now });
             return Decision { stream: now, ahead: 0..0, ended };
         };
-        stream.end = stream.end.max(read.end);
-        (stream.run, stream.at) = (stream.run.saturating_add(length), now);
+        // Who reads again what another has read is told nothing new, and tells nothing.
+        let more = read.end.saturating_sub(stream.end);
+        stream.at = now;
+        if more == 0 {
+            return Decision { stream: stream.id, ahead: 0..0, ended };
+        }
+        stream.end = read.end;
+        stream.run = stream.run.saturating_add(more.min(length));
         let wanted = stream.run.saturating_mul(FACTOR).min(most);
         let from = stream.fetched.max(stream.end);
         let part = cut.part.saturating_mul(cut.block);
@@ -80,8 +96,8 @@ impl Streams {
         Decision { stream: stream.id, ahead, ended }
     }
 
-    fn end_idle(&mut self, now: u64) -> Vec<u64> {
-        let is_idle = |stream: &mut Stream| now - stream.at > PATIENCE;
+    fn end_idle(&mut self, now: u64, patience: u64) -> Vec<u64> {
+        let is_idle = |stream: &mut Stream| now - stream.at > patience;
         self.streams.extract_if(.., is_idle).map(|stream| stream.id).collect()
     }
 }
@@ -101,7 +117,7 @@ mod tests {
 
     fn sequential(streams: &mut Streams, from: u64, reads: u64) -> Vec<Decision> {
         let read = |index| from + index * STEP..from + (index + 1) * STEP;
-        (0..reads).map(|index| streams.note(read(index), MOST, cut())).collect()
+        (0..reads).map(|index| streams.note(read(index), 1, MOST, cut())).collect()
     }
 
     #[test]
@@ -124,7 +140,7 @@ mod tests {
         let mut streams = Streams::default();
         for index in 0..1000u64 {
             let at = index * 7919 % 1000 * (100 << 20);
-            assert!(streams.note(at..at + 4096, MOST, cut()).ahead.is_empty());
+            assert!(streams.note(at..at + 4096, 1, MOST, cut()).ahead.is_empty());
         }
         assert!(streams.streams.len() <= 9, "no memory grows");
     }
@@ -144,6 +160,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn many_readers_in_many_places_keep_their_streams() {
+        let (mut streams, readers) = (Streams::default(), 100);
+        for index in 0..20 {
+            for reader in 0..readers {
+                let at = (reader << 30) + index * STEP;
+                let readers = usize::try_from(readers).unwrap();
+                let decision = streams.note(at..at + STEP, readers, MOST, cut());
+                assert!(decision.ended.is_empty());
+            }
+        }
+        assert_eq!(streams.streams.len(), 100);
+    }
+
     proptest! {
         #[test]
         fn nothing_is_fetched_ahead_twice_or_too_far(
@@ -152,7 +182,7 @@ mod tests {
             let mut streams = Streams::default();
             let mut fetched = std::collections::BTreeMap::new();
             for (start, length) in reads {
-                let Decision { stream, ahead, .. } = streams.note(start..start + length, MOST, cut());
+                let Decision { stream, ahead, .. } = streams.note(start..start + length, 1, MOST, cut());
                 if !ahead.is_empty() {
                     let before = fetched.insert(stream, ahead.end);
                     prop_assert!(before.is_none_or(|before| before <= ahead.start));

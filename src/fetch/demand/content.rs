@@ -6,6 +6,7 @@
 //! anew by who still wants its blocks.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     ops::Range,
     panic::AssertUnwindSafe,
@@ -22,8 +23,12 @@ use futures::{
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::cut::{Cut, subtract};
+use super::{
+    ahead::Streams,
+    cut::{Cut, subtract},
+};
 use crate::{
     fetch::{BATCH, FetchError},
     object::Object,
@@ -54,6 +59,16 @@ pub(super) struct Content {
     pub(super) failed: OnceLock<FetchError>,
     /// Held by those who fetch ahead.
     pub(super) share: Mutex<Weak<Share>>,
+    /// Held by those who read.
+    ahead: Mutex<Weak<Mutex<Ahead>>>,
+}
+
+/// What is being fetched ahead of those who read one object version. It ends with the last of them:
+/// the tasks hold the content, and so it does not hold them.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) streams: Streams,
+    pub(super) tasks: BTreeMap<u64, Vec<AbortOnDropHandle<()>>>,
 }
 
 /// The file of a whole blob, which stays while it is held.
@@ -143,7 +158,18 @@ impl Content {
             whole: OnceLock::new(),
             failed: OnceLock::new(),
             share: Mutex::default(),
+            ahead: Mutex::default(),
         }
+    }
+
+    /// What all readers share, for one of them to hold.
+    pub(super) fn ahead(&self) -> Arc<Mutex<Ahead>> {
+        let mut ahead = self.ahead.lock();
+        ahead.upgrade().unwrap_or_else(|| {
+            let new = Arc::<Mutex<Ahead>>::default();
+            *ahead = Arc::downgrade(&new);
+            new
+        })
     }
 
     /// Reads blocks of an earlier boot through before their first use.

@@ -1,11 +1,10 @@
 //! One open object.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     ops::Range,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,12 +16,10 @@ use tokio::{
     sync::OnceCell,
     time::{Duration, Instant, sleep, timeout_at},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Opening,
-    ahead::Streams,
-    content::{Content, Flight, Landed, Memory, Whole},
+    content::{Ahead, Content, Flight, Landed, Memory, Whole},
     cut::Cut,
 };
 use crate::{
@@ -37,7 +34,8 @@ use crate::{
 /// How long to wait before S3 is tried again after all retries of a request.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An open object version. Dropped, it gives up what is being fetched for it alone.
+/// An open object version. Dropped, it gives up what is being fetched for it alone; what is being
+/// fetched ahead goes with the last who reads the same.
 #[derive(Debug)]
 pub struct Reading {
     engine: Fetcher,
@@ -47,15 +45,9 @@ pub struct Reading {
     proven: AtomicBool,
     whole: OnceCell<Arc<Whole>>,
     content: OnceCell<Arc<Content>>,
-    ahead: Mutex<Ahead>,
+    ahead: OnceLock<Arc<Mutex<Ahead>>>,
     /// What the last read had no room for: the next may want more of it.
     recent: Mutex<Vec<Memory>>,
-}
-
-#[derive(Debug, Default)]
-struct Ahead {
-    streams: Streams,
-    tasks: BTreeMap<u64, Vec<AbortOnDropHandle<()>>>,
 }
 
 impl Reading {
@@ -93,7 +85,7 @@ impl Reading {
             object,
             whole: OnceCell::new(),
             content: OnceCell::new(),
-            ahead: Mutex::default(),
+            ahead: OnceLock::new(),
             recent: Mutex::default(),
         }
     }
@@ -398,14 +390,17 @@ impl Reading {
         let Some(sparse) = content.sparse.as_ref() else { return };
         let part = content.cut.part * content.cut.block;
         let demand = &self.engine.0.demand;
-        let mut ahead = self.ahead.lock();
-        let decision = ahead.streams.note(range, demand.ahead_of_one(part), content.cut);
+        let shared = self.ahead.get_or_init(|| content.ahead());
+        let is_of_use = self.is_proven() && !sparse.is_complete() && !content.is_full();
+        // What would not be fetched now is left to the next read.
+        let most = if is_of_use { demand.ahead_of_one(part) } else { 0 };
+        let mut ahead = shared.lock();
+        let decision = ahead.streams.note(range, Arc::strong_count(shared), most, content.cut);
         for ended in decision.ended {
             ahead.tasks.remove(&ended);
         }
         let blocks = content.cut.blocks(decision.ahead);
-        let is_of_use = !sparse.is_complete() && !content.is_full();
-        if blocks.is_empty() || !is_of_use || !self.is_proven() {
+        if blocks.is_empty() {
             return;
         }
         let opening = self.opening();
