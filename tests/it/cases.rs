@@ -422,7 +422,6 @@ pub(crate) fn over_fuse() -> Vec<Case> {
             a_foreign_mount_gives_way,
             one_bad_volume_stops_no_other,
             the_condition_tells_what_is_wrong,
-            sigterm_leaves_the_mounts,
         }
         versions {
             an_earlier_state_is_shown,
