@@ -132,7 +132,7 @@ impl Context {
         let ledger = self.ledger(&key);
         fresh(&ledger).map_err(|error| NodeError::ledger(&ledger, error))?;
         let target = self.kubelet.create_target(path)?;
-        let (content, options) = (Arc::new(fused.content.clone()), options(entry));
+        let (content, options) = (Arc::new(fused.content.clone()), self.options(entry));
         let mounted = FuseMount::new(&target, listing, options, content, &ledger);
         let mount = mounted.inspect_err(|_| {
             if let Err(error) = target.remove() {
@@ -168,7 +168,7 @@ impl Context {
         entry: &Entry,
         kept: Option<Kept>,
     ) -> (Fused, Option<Arc<Listing>>) {
-        let (key, options) = (entry.key(), options(entry));
+        let (key, options) = (entry.key(), self.options(entry));
         let content = VolumeContent::new(self, &self.directory(Medium::Disk, &key));
         let target_path = entry.target.display();
         let Some(Kept { fd, state, .. }) = kept else {
@@ -195,6 +195,12 @@ impl Context {
         }
     }
 
+    fn options(&self, entry: &Entry) -> FuseOptions {
+        let shape = entry.shape.expect("a volume that is served has a shape");
+        let Shape { ownership, xattrs, .. } = shape;
+        FuseOptions { ownership, xattrs, passthrough: true, resend: self.config().fuse.resend }
+    }
+
     /// Whether the keeper holds the mount of a volume.
     pub(super) fn keeps(&self, published: &Published) -> bool {
         self.custodian.is_held(name(&VolumeKey::of(&published.target)), Duration::ZERO)
@@ -204,11 +210,6 @@ impl Context {
     pub(super) fn release(&self, key: &VolumeKey) {
         self.custodian.release(name(key));
     }
-}
-
-fn options(entry: &Entry) -> FuseOptions {
-    let Shape { ownership, xattrs, .. } = entry.shape.expect("a volume that is served has a shape");
-    FuseOptions { ownership, xattrs, passthrough: true }
 }
 
 fn name(key: &VolumeKey) -> EntryName {
