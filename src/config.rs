@@ -231,13 +231,16 @@ pub struct KeeperConfig {
     pub hold_for: Duration,
 }
 
-/// How long a read of a FUSE volume waits before it fails.
+/// How FUSE volumes are served: how long a read waits before it fails, and what a restart relies on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FuseConfig {
     /// For an S3 service that does not answer.
     pub wait_for_s3: Duration,
     /// For credentials, which return only with the next republish after a restart.
     pub wait_for_credentials: Duration,
+    /// Whether new mounts rely on the kernel to send again what a node plugin took and did not answer
+    /// before it ended, where it can.
+    pub resend: bool,
 }
 
 /// Bounds on what the whole node fetches at one time.

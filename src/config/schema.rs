@@ -157,6 +157,7 @@ fn fuse(section: &mut Section<'_>) -> FuseConfig {
         wait_for_credentials: section
             .get("waitForCredentials", parse_duration)
             .unwrap_or(Duration::from_mins(3)),
+        resend: section.get("resend", flag).unwrap_or(true),
     }
 }
 

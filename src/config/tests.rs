@@ -37,7 +37,7 @@ fn the_defaults_are_those_of_the_written_file() {
         kubeletDir: /var/lib/kubelet
         store: { share: node, memory: { size: 512Mi, allowSwap: false }, disk: { path: /var/lib/s3view/disk, size: 20Gi } }
         keeper: { socket: /run/s3view/keeper.sock, holdFor: 10m }
-        fuse: { waitForS3: 60s, waitForCredentials: 3m }
+        fuse: { waitForS3: 60s, waitForCredentials: 3m, resend: true }
         fetch: { requests: 64, bytesInFlight: 64Mi, partSize: 8Mi }
         authorization: { lifetime: 10m, cachedFor: 24h }
         trust: { podInfo: false, contextTokens: false }

@@ -140,7 +140,7 @@ impl Context {
         let ledger = self.ledger(&key);
         fresh(&ledger).map_err(|error| NodeError::ledger(&ledger, error))?;
         let target = self.kubelet.create_target(path)?;
-        let (content, options) = (Arc::new(fused.content.clone()), options(entry));
+        let (content, options) = (Arc::new(fused.content.clone()), self.options(entry));
         let mounted = FuseMount::new(&target, listing, options, content, &ledger);
         let mount = mounted.inspect_err(|_| {
             if let Err(error) = target.remove() {
@@ -172,7 +172,7 @@ impl Context {
 
     /// Goes on with the mount of an earlier process. Blocks.
     pub(super) fn resume(&self, entry: &Entry, kept: Option<Kept>) -> Fused {
-        let (key, options) = (entry.key(), options(entry));
+        let (key, options) = (entry.key(), self.options(entry));
         let content = VolumeContent::new(self, &self.directory(Medium::Disk, &key));
         let target_path = entry.target.display();
         let Some(Kept { fd, state, .. }) = kept else {
@@ -199,6 +199,12 @@ impl Context {
         }
     }
 
+    fn options(&self, entry: &Entry) -> FuseOptions {
+        let shape = entry.shape.expect("a volume that is served has a shape");
+        let Shape { ownership, xattrs, .. } = shape;
+        FuseOptions { ownership, xattrs, passthrough: true, resend: self.config().fuse.resend }
+    }
+
     /// Whether the keeper holds the mount of a volume.
     pub(super) fn keeps(&self, published: &Published) -> bool {
         self.custodian.is_held(name(&VolumeKey::of(&published.target)), Duration::ZERO)
@@ -208,11 +214,6 @@ impl Context {
     pub(super) fn release(&self, key: &VolumeKey) {
         self.custodian.release(name(key));
     }
-}
-
-fn options(entry: &Entry) -> FuseOptions {
-    let Shape { ownership, xattrs, .. } = entry.shape.expect("a volume that is served has a shape");
-    FuseOptions { ownership, xattrs, passthrough: true }
 }
 
 fn name(key: &VolumeKey) -> EntryName {

@@ -34,11 +34,14 @@ mod ledger;
 mod notice;
 mod numbers;
 mod opens;
+mod relay;
 mod resume;
 mod served;
 mod session;
 mod siblings;
 mod table;
+#[expect(unsafe_code, reason = "to store requests where they stay when the process ends")]
+mod taken;
 
 use std::{error::Error, fmt, fs::File, io::ErrorKind, sync::Arc};
 
@@ -49,7 +52,7 @@ use thiserror::Error;
 pub use self::{
     numbers::BadNumbers,
     resume::ResumeError,
-    session::{FuseMount, FuseOptions, Negotiated},
+    session::{FuseMount, FuseOptions, InFlight, Negotiated},
     siblings::Siblings,
 };
 use crate::{failure::FailureKind, mount::MountError, object::Object};

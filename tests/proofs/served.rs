@@ -53,16 +53,17 @@ pub(crate) fn trials(ids: Ids) -> Vec<Trial> {
         return Vec::new();
     }
     let kills = number("S3VIEW_READ_KILLS", 200);
-    let claim = |name: &str, kills, store| {
+    let claim = |name: &str, kills, store, fuse| {
         trial(&format!("served::{name}"), move || {
-            run(readers_live_through_kills(ids, kills, store));
+            run(readers_live_through_kills(ids, kills, store, fuse));
             Ok(())
         })
     };
     // Where there is room the kernel soon reads all by itself; where there is none, nothing stays.
     vec![
-        claim("readers_live_through_kills", kills, "256Mi"),
-        claim("readers_live_through_kills_without_room", kills / 4, "14Mi"),
+        claim("readers_live_through_kills", kills, "256Mi", ""),
+        claim("readers_live_through_kills_without_room", kills / 4, "14Mi", ""),
+        claim("readers_live_through_kills_without_resend", kills * 3 / 10, "14Mi", "resend: false"),
     ]
 }
 
@@ -195,10 +196,11 @@ fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
 }
 
-async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str) {
+async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &str) {
     let server = Server::Embedded(EmbeddedS3::start(Options::default()));
     let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 1Mi, bytesInFlight: 16Mi }\n";
-    let config = Fixture::config(&server, more).replace("256Mi", store);
+    let more = format!("{more}fuse: {{ {fuse} }}\n");
+    let config = Fixture::config(&server, &more).replace("256Mi", store);
     let mut fixture = Fixture::start_as(server, ids, &config, Shown::Fuse).await;
     let mut files: Vec<_> = (0..SMALL)
         .map(|number| (format!("d{}/{number}", number / 10), content(number, 1000 + number)))

@@ -143,9 +143,9 @@ fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Who goes on with a connection has the terms of the process that made it.
-        let passthrough = self.0.options.passthrough;
-        let agreed = self.0.negotiated.get_or_init(|| negotiate(config, passthrough));
-        if agreed.passthrough && passthrough {
+        let options = &self.0.options;
+        let agreed = self.0.negotiated.get_or_init(|| negotiate(config, options));
+        if agreed.passthrough && options.passthrough {
             self.0.handles.lock().offer_backing();
         }
         Ok(())

@@ -3,7 +3,8 @@
 //! ```text
 //! "s3vh" 1   version
 //! 8 bytes    the mount, as its ledger names it
-//! varints    connection, protocol (2), offered, granted, read-ahead, passthrough
+//! varints    connection, protocol (2), offered, granted, read-ahead, passthrough,
+//!            1 if requests in flight are in the ledger
 //! 8 bytes    digest of all of the above
 //! ```
 
@@ -11,7 +12,10 @@ use std::io;
 
 use sha2::{Digest, Sha256};
 
-use super::{ResumeError, session::Negotiated};
+use super::{
+    ResumeError,
+    session::{InFlight, Negotiated},
+};
 use crate::{
     mount::FuseConnection,
     packed::{invalid, put, take},
@@ -35,7 +39,8 @@ impl Handover {
         let mut out = MAGIC.to_vec();
         out.push(VERSION);
         out.extend(self.mount.to_le_bytes());
-        let Negotiated { protocol, offered, granted, max_readahead, passthrough } = self.negotiated;
+        let Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight } =
+            self.negotiated;
         let connection = self.connection.number();
         let (major, minor) = protocol;
         let numbers = [
@@ -46,6 +51,7 @@ impl Handover {
             granted,
             max_readahead.into(),
             passthrough.into(),
+            (in_flight == InFlight::Replay).into(),
         ];
         for number in numbers {
             put(&mut out, number).expect("a vector takes everything");
@@ -82,7 +88,13 @@ impl Handover {
         let protocol = (small(word()?)?, small(word()?)?);
         let (offered, granted) = (word()?, word()?);
         let (max_readahead, passthrough) = (small(word()?)?, word()? != 0);
-        let negotiated = Negotiated { protocol, offered, granted, max_readahead, passthrough };
+        let in_flight = match word()? {
+            0 => InFlight::Resend,
+            1 => InFlight::Replay,
+            _ => return Err(invalid("no way to know what was not answered")),
+        };
+        let negotiated =
+            Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight };
         Ok(Self { mount: u64::from_le_bytes(*mount), connection, negotiated })
     }
 }
@@ -98,6 +110,7 @@ mod tests {
             granted: 1 << 37,
             max_readahead: 131_072,
             passthrough: true,
+            in_flight: InFlight::Replay,
         };
         Handover { mount: 0xfeed, connection: FuseConnection::from_number(77), negotiated }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! <ledger>/table   what is shown, replaced before a swap can be seen
 //! <ledger>/opens   which files are open, appended before an open is answered (journal.rs)
+//! <ledger>/taken   what was taken from the kernel and not answered, if it cannot send it again (taken.rs)
 //!
 //! table:  "s3vt" 1, 8 bytes that name the mount
 //!         the listing; bytes: its inode numbers
@@ -90,6 +91,11 @@ impl Ledger {
     /// Where the journal of open files is.
     pub(super) fn opens(&self) -> PathBuf {
         self.directory.join("opens")
+    }
+
+    /// Where the requests are that were taken and not answered.
+    pub(super) fn taken(&self) -> PathBuf {
+        self.directory.join("taken")
     }
 
     /// Notes what is to be shown, what the kernel must forget then, and which files are gone.

@@ -19,7 +19,7 @@ use super::{OpenFile, table::Attributes};
 use crate::object::Object;
 
 /// `FUSE_UNIQUE_RESEND`: set in the number of a request that the kernel sends again.
-const RESENT: u64 = 1 << 63;
+pub(super) const RESENT: u64 = 1 << 63;
 
 /// How an inode is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

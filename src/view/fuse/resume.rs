@@ -3,13 +3,14 @@
 //! The library wants to shake hands with a kernel that has done so long ago. It gets one end of a
 //! socket pair, over which we ask what the kernel asked when the mount was made; then the kept
 //! descriptor takes the place of that end. What the former process took from the kernel and did not
-//! answer is sent again, before anything else is read.
+//! answer is sent again, before anything else is read: by the kernel, or, where it cannot, by a relay
+//! that keeps it, and then the library goes on with its end (relay.rs).
 
 use std::{io, os::fd::OwnedFd};
 
 use fuser::{Config, Session, SessionACL};
 use nix::{
-    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt::SndBuf},
     unistd::{read, write},
 };
 use thiserror::Error;
@@ -47,12 +48,6 @@ pub enum ResumeError {
         /// Which part.
         what: &'static str,
     },
-    /// What a former process took and did not answer would stay unanswered.
-    #[error(
-        "the kernel cannot send again what a former process of a FUSE mount did not answer (Linux \
-         6.9+); abort the connection and publish the volume anew"
-    )]
-    NoResend,
     /// The mount is gone.
     #[error("the FUSE mount was unmounted or aborted")]
     Ended,
@@ -68,8 +63,7 @@ pub enum ResumeError {
 
 impl ResumeError {
     /// The kind of this failure: `Incompatible` for an unknown version, `Corrupt` for what is no such
-    /// thing, `Precondition` for an old kernel, `NotFound` for a mount that is gone, `Internal` for the
-    /// system.
+    /// thing, `NotFound` for a mount that is gone, `Internal` for the system.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Unknown { .. } | Self::Numbers { source: BadNumbers::Unknown } => {
@@ -78,7 +72,6 @@ impl ResumeError {
             Self::Damaged { .. } | Self::Numbers { .. } | Self::Other { .. } => {
                 FailureKind::Corrupt
             }
-            Self::NoResend => FailureKind::Precondition,
             Self::Ended => FailureKind::NotFound,
             Self::System { .. } => FailureKind::Internal,
         }
@@ -91,7 +84,12 @@ const INIT: u32 = 26;
 /// `FUSE_INIT_EXT`: there are more than 32 bits of capabilities.
 const MORE_FLAGS: u32 = 1 << 30;
 
-/// A session that believes it has just shaken hands with the kernel; its descriptor leads nowhere.
+/// Bytes of each way of a socket pair: some of the longest answers. The kernel may permit less, and
+/// then one at a time.
+const BUFFER: usize = 256 << 10;
+
+/// A session that believes it has just shaken hands with the kernel; its descriptor leads to the one
+/// that is returned with it.
 ///
 /// # Errors
 /// What the system answers.
@@ -99,7 +97,7 @@ pub(super) fn introduce(
     adapter: Adapter,
     config: Config,
     negotiated: &Negotiated,
-) -> io::Result<Session<Adapter>> {
+) -> io::Result<(Session<Adapter>, OwnedFd)> {
     let (ours, theirs) = pair()?;
     write(&ours, &init(negotiated))?;
     let session = Session::from_fd(adapter, theirs, SessionACL::All, config)?;
@@ -107,14 +105,19 @@ pub(super) fn introduce(
     let length = read(&ours, &mut answer)?;
     // struct fuse_out_header: length, error.
     match answer[..length] {
-        [_, _, _, _, 0, 0, 0, 0, ..] => Ok(session),
+        [_, _, _, _, 0, 0, 0, 0, ..] => Ok((session, ours)),
         _ => Err(io::Error::other("the FUSE library refused the handshake of the mount")),
     }
 }
 
-fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A socket pair, on which a message has a beginning and an end, and the longest answer has room.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    for end in [&ours, &theirs] {
+        setsockopt(end, SndBuf, &BUFFER)?;
+    }
+    Ok((ours, theirs))
 }
 
 fn init(negotiated: &Negotiated) -> Vec<u8> {

@@ -24,9 +24,11 @@ use super::{
     journal::Left,
     ledger::{Ledger, Name, Shown},
     notice::{self, Notices, Told, Untold},
+    relay::{Ends, Relay},
     resume::introduce,
     served::Served,
     table::Table,
+    taken::{RELAYED, Taken},
 };
 use crate::{
     failure::full_message,
@@ -40,7 +42,7 @@ use crate::{
 const MAX_READ: u32 = 1 << 20;
 
 /// Threads that take requests; none of them ever waits, so few suffice.
-const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 
 /// Reads ahead that the kernel keeps under way in one volume.
 const BACKGROUND: u16 = 64;
@@ -66,6 +68,19 @@ pub struct FuseOptions {
     pub xattrs: bool,
     /// Whether the kernel may read complete files by itself, where it can.
     pub passthrough: bool,
+    /// Whether a new mount relies on the kernel to send again what a process took and did not answer,
+    /// where it can. One that was made goes on as it began.
+    pub resend: bool,
+}
+
+/// How the next process comes to know what a former one took from the kernel and did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFlight {
+    /// The kernel sends it again. Linux 6.9+.
+    Resend,
+    /// Each request is kept in the ledger until it is answered. It costs: an answer goes by way of
+    /// another thread, and the kernel asks for less at a time.
+    Replay,
 }
 
 /// What kernel and session agreed upon, needed to go on with the connection in another process.
@@ -81,14 +96,19 @@ pub struct Negotiated {
     pub max_readahead: u32,
     /// Whether files may be read by the kernel alone.
     pub passthrough: bool,
+    /// What becomes of requests that a process dies with.
+    pub in_flight: InFlight,
 }
 
 /// Asks for what we can use of what the kernel offers.
 ///
 /// Not asked for: `NO_OPEN` (opens must answer `NOFLUSH`), readers' automatic invalidation (numbers
 /// stand for content), and `FUSE_OVER_IO_URING` and cloned descriptors, which a take-over breaks.
-pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> Negotiated {
+pub(super) fn negotiate(config: &mut KernelConfig, options: &FuseOptions) -> Negotiated {
     let offered = config.capabilities();
+    let passthrough = options.passthrough;
+    let can_resend = options.resend && offered.contains(InitFlags::FUSE_HAS_RESEND);
+    let in_flight = if can_resend { InFlight::Resend } else { InFlight::Replay };
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
@@ -104,13 +124,19 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> Negotia
         && granted.contains(InitFlags::FUSE_PASSTHROUGH)
         && config.set_max_stack_depth(STACK_DEPTH).is_ok();
     // Each answers with the nearest value when it does not take ours.
-    let max_readahead = config.set_max_readahead(u32::MAX).unwrap_or_else(|most| most);
+    let most = match in_flight {
+        InFlight::Resend => u32::MAX,
+        InFlight::Replay => RELAYED,
+    };
+    let max_readahead = config.set_max_readahead(most).map_or_else(|most| most, |_| most);
     let background = config.set_max_background(BACKGROUND);
-    let max_write = config.set_max_write(MAX_READ);
-    tracing::debug!(?background, ?max_write, passthrough, "negotiated with the kernel");
+    // The most of a read follows from both.
+    let max_write = config.set_max_write(most.min(MAX_READ));
+    tracing::debug!(?background, ?max_write, passthrough, ?in_flight, "negotiated with the kernel");
     let Version(major, minor) = config.kernel_abi();
     let (offered, granted) = (offered.bits(), granted.bits());
-    Negotiated { protocol: (major, minor), offered, granted, max_readahead, passthrough }
+    let protocol = (major, minor);
+    Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight }
 }
 
 /// A volume that is mounted and served.
@@ -123,6 +149,8 @@ pub struct FuseMount {
     ledger: Ledger,
     connection: FuseConnection,
     negotiated: Negotiated,
+    /// Where answers go by way of another thread.
+    relay: Option<Relay>,
     /// One swap at a time.
     swapping: Mutex<Notices>,
     ended: watch::Receiver<bool>,
@@ -169,7 +197,14 @@ impl FuseMount {
             let negotiated = served.negotiated.get().copied();
             let negotiated = negotiated
                 .ok_or_else(|| failed("start")(io::Error::other("a session without INIT")))?;
-            let serving = Serving { served, ledger, connection, negotiated };
+            let relay = match negotiated.in_flight {
+                InFlight::Resend => None,
+                InFlight::Replay => {
+                    let device = Arc::clone(&device);
+                    Some(Relay::insert(device, connection, &session, &ledger)?)
+                }
+            };
+            let serving = Serving { served, ledger, connection, negotiated, relay };
             serving.run(session, || {}).map_err(failed("run"))
         };
         start().inspect_err(|_| {
@@ -202,12 +237,13 @@ impl FuseMount {
     ) -> Result<(Self, Arc<Listing>), ResumeError> {
         let failed = |action| move |source| ResumeError::System { action, source };
         let Handover { mount, connection, negotiated } = Handover::read(handover)?;
-        if !InitFlags::from_bits_retain(negotiated.offered).contains(InitFlags::FUSE_HAS_RESEND) {
-            return Err(ResumeError::NoResend);
-        }
         let ledger = Ledger::of(ledger, mount);
         let Shown { listing, table, names, directories, gone } = ledger.load(options.ownership)?;
         let left = Left::read(&ledger)?;
+        let taken = match negotiated.in_flight {
+            InFlight::Resend => None,
+            InFlight::Replay => Some(Taken::read(&ledger)?),
+        };
         if has_ended(&device).map_err(failed("look after"))? {
             return Err(ResumeError::Ended);
         }
@@ -218,12 +254,18 @@ impl FuseMount {
         let served = Arc::new(Served::new(table, content, Arc::clone(&device), handles, options));
         served.negotiated.get_or_init(|| negotiated);
         served.remember(gone);
-        let session = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
+        let (session, ours) = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
             .map_err(failed("begin to serve"))?;
-        put_in_place(&device, &session).map_err(failed("take over"))?;
-        // First of all: what is read twice would be answered twice.
-        notice::resend(&device).map_err(failed("ask for what was not answered of"))?;
-        let serving = Serving { served, ledger, connection, negotiated };
+        let relay = if let Some((taken, left)) = taken {
+            let ends = Ends { device, ours, connection };
+            Some(Relay::start(ends, &session, taken, left).map_err(failed("take over"))?)
+        } else {
+            put_in_place(&device, &session).map_err(failed("take over"))?;
+            // First of all: what is read twice would be answered twice.
+            notice::resend(&device).map_err(failed("ask for what was not answered of"))?;
+            None
+        };
+        let serving = Serving { served, ledger, connection, negotiated, relay };
         let former = Arc::clone(&serving.served);
         let first = move || former.handles.lock().serve(negotiated.passthrough);
         let mount = serving.run(session, first).map_err(failed("serve"))?;
@@ -284,6 +326,9 @@ impl FuseMount {
         super::tests::dies_at("swapped");
         // Before the kernel is told: who asks from now on may have taken in something old.
         let is_behind = outdated.names.len() > 1 && self.served.directories.lock().swapped();
+        if let Some(relay) = &self.relay {
+            relay.settle();
+        }
         let told = notice::tell(&*self.served.device, outdated.untold(&old), *notices)
             .map_err(|source| FuseError::Session { action: "tell of changes to", source })?;
         if told == Told::AtOnce && is_behind {
@@ -384,6 +429,7 @@ struct Serving {
     ledger: Ledger,
     connection: FuseConnection,
     negotiated: Negotiated,
+    relay: Option<Relay>,
 }
 
 impl Serving {
@@ -393,7 +439,7 @@ impl Serving {
         session: Session<Adapter>,
         first: impl FnOnce() + Send + 'static,
     ) -> io::Result<FuseMount> {
-        let Self { served, ledger, connection, negotiated } = self;
+        let Self { served, ledger, connection, negotiated, relay } = self;
         let (end, ended) = watch::channel(false);
         let run = move || {
             first();
@@ -402,7 +448,7 @@ impl Serving {
         };
         let thread = thread::Builder::new().name("fuse".into()).spawn(run)?;
         let swapping = Mutex::new(Notices::AtOnce);
-        Ok(FuseMount { served, ledger, connection, negotiated, swapping, ended, thread })
+        Ok(FuseMount { served, ledger, connection, negotiated, relay, swapping, ended, thread })
     }
 }
 
@@ -421,7 +467,8 @@ fn run(session: Session<Adapter>, connection: FuseConnection) {
     }
 }
 
-fn abort(connection: FuseConnection) {
+/// Ends a connection that nobody can serve.
+pub(super) fn abort(connection: FuseConnection) {
     if let Err(error) = connection.abort() {
         tracing::warn!(error = full_message(&error), "failed to abort a FUSE connection");
     }

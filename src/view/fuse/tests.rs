@@ -13,6 +13,7 @@ mod memory;
 mod mounted;
 mod oracle;
 mod passthrough;
+mod relayed;
 mod swap;
 mod table;
 mod takeover;

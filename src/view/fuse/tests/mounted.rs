@@ -18,7 +18,10 @@ use super::{
 use crate::mount::{KubeletDir, Target, TargetPath, scratch::in_private_namespace};
 
 pub(super) const OPTIONS: FuseOptions =
-    FuseOptions { ownership: OWNERSHIP, xattrs: false, passthrough: false };
+    FuseOptions { ownership: OWNERSHIP, xattrs: false, passthrough: false, resend: true };
+
+/// As on a kernel that cannot send again what was not answered.
+pub(super) const REPLAYED: FuseOptions = FuseOptions { resend: false, ..OPTIONS };
 
 /// A path and its content, which is its `ETag` as well if it is short.
 pub(super) type File = (String, Bytes);

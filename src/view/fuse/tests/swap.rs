@@ -10,8 +10,8 @@ use std::{
 use test_case::test_case;
 
 use super::{
-    super::notice::Notices,
-    mounted::{File as Described, Mounted, OPTIONS, file, mounted},
+    super::{FuseOptions, notice::Notices},
+    mounted::{File as Described, Mounted, OPTIONS, REPLAYED, file, mounted},
 };
 
 fn before() -> Vec<Described> {
@@ -43,10 +43,12 @@ fn text(file: &mut File) -> String {
     text
 }
 
-#[test_case(Notices::AtOnce)]
-#[test_case(Notices::OneByOne)]
-fn a_swap_is_seen_by_all_that_comes_after_it(notices: Notices) {
-    mounted(&before(), OPTIONS, |mounted| {
+#[test_case(Notices::AtOnce, OPTIONS; "at once")]
+#[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
+#[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
+fn a_swap_is_seen_by_all_that_comes_after_it(notices: Notices, options: FuseOptions) {
+    mounted(&before(), options, |mounted| {
         mounted.mount.notify_by(notices);
         let numbers = ["", "same", "dir", "dir/changed"].map(|path| number(mounted, path));
         assert_eq!(names(mounted, "dir"), ["changed", "gone", "x"]);
@@ -66,10 +68,12 @@ fn a_swap_is_seen_by_all_that_comes_after_it(notices: Notices) {
     });
 }
 
-#[test_case(Notices::AtOnce)]
-#[test_case(Notices::OneByOne)]
-fn an_open_file_keeps_its_content(notices: Notices) {
-    mounted(&before(), OPTIONS, |mounted| {
+#[test_case(Notices::AtOnce, OPTIONS; "at once")]
+#[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
+#[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
+fn an_open_file_keeps_its_content(notices: Notices, options: FuseOptions) {
+    mounted(&before(), options, |mounted| {
         mounted.mount.notify_by(notices);
         let mut changed = File::open(mounted.at("dir/changed")).unwrap();
         let mut gone = File::open(mounted.at("dir/gone")).unwrap();
@@ -132,12 +136,14 @@ fn an_open_directory_keeps_its_listing_until_it_is_rewound() {
     });
 }
 
-#[test_case(Notices::AtOnce)]
-#[test_case(Notices::OneByOne)]
-fn readers_see_one_listing_or_the_other_while_it_changes(notices: Notices) {
+#[test_case(Notices::AtOnce, OPTIONS; "at once")]
+#[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
+#[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
+fn readers_see_one_listing_or_the_other_while_it_changes(notices: Notices, options: FuseOptions) {
     let listing =
         |n: usize| vec![file("dir/file", format!("content {n}")), file(&format!("n{n}/f"), "x")];
-    mounted(&listing(0), OPTIONS, |mounted| {
+    mounted(&listing(0), options, |mounted| {
         mounted.mount.notify_by(notices);
         let reader = || {
             let mut seen = 0;

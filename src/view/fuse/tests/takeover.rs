@@ -18,6 +18,7 @@ use nix::{
 use test_case::test_case;
 
 use self::server::Server;
+use super::super::InFlight;
 use crate::mount::scratch::in_private_namespace;
 
 mod figures;
@@ -31,16 +32,25 @@ const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The longest time that a test may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Runs a test on a volume that another process serves; skips loudly where the machine does not
-/// permit it.
-fn with_server(passthrough: bool, test: impl FnOnce(Server) + Send) {
+/// Runs a test on a volume that another process serves, once where the kernel sends again what was not
+/// answered, and once as on a kernel that cannot; skips loudly where the machine does not permit it.
+fn with_server(passthrough: bool, test: impl Fn(Server) + Sync) {
+    for in_flight in [InFlight::Resend, InFlight::Replay] {
+        // Shown when the test fails.
+        eprintln!("{in_flight:?}");
+        with_server_that(in_flight, passthrough, &test);
+    }
+}
+
+/// As [`with_server`], in one of the two ways.
+fn with_server_that(in_flight: InFlight, passthrough: bool, test: impl Fn(Server) + Sync) {
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
         eprintln!("SKIPPED: FUSE tests need root or an accessible /dev/fuse");
         return;
     }
     in_private_namespace(|directory| {
         mount(Some("test"), CONNECTIONS, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
-        let server = Server::start(directory, passthrough);
+        let server = Server::start(directory, passthrough, in_flight);
         // The kernel asks only once whether it may ask for the time of birth.
         fs::metadata(server.at("")).unwrap();
         guarded(server.connection, || test(server));
@@ -240,6 +250,40 @@ fn an_open_that_a_process_dies_in_is_one_open(point: &str, passthrough: bool) {
             eventually("all is closed", || server.ask("handles") == "0");
         }
         // Else a backing file is still known to the kernel.
+        eventually("backing files are given up", || used(&server) < empty + world::LONG);
+        server.close();
+    });
+}
+
+/// Only where the kernel does not send again: else nothing is done at these moments.
+#[test_case("taken")]
+#[test_case("kept")]
+#[test_case("answering")]
+#[test_case("answered")]
+fn a_request_that_a_process_dies_with_is_answered_by_the_next(point: &str) {
+    with_server_that(InFlight::Replay, true, |mut server| {
+        let empty = used(&server);
+        // Each of them is asked every time.
+        let steps: [fn(&Path); 4] = [
+            |top| assert!(fs::read(top.join("whole/0")).unwrap() == world::file("whole/0", 0)),
+            |top| assert!(fs::read(top.join("same/07")).unwrap() == world::file("same/07", 0)),
+            |top| assert_eq!(names(&top.join("same")).unwrap().len(), 40),
+            // Longer than all that are expected.
+            |top| assert!(!top.join("n".repeat(900)).exists()),
+        ];
+        for step in steps.into_iter().cycle().take(20) {
+            let answer = server.ask(&format!("die {point}"));
+            // A close of before may be what it dies with.
+            assert!(answer == "ok" || answer.is_empty(), "{answer}");
+            let top = server.at("");
+            thread::scope(|scope| {
+                let asked = scope.spawn(|| step(&top));
+                server.wait();
+                server.resume();
+                asked.join().unwrap();
+            });
+        }
+        eventually("all is closed", || server.ask("handles") == "0");
         eventually("backing files are given up", || used(&server) < empty + world::LONG);
         server.close();
     });

@@ -2,8 +2,6 @@
 
 use std::fs::{self, File};
 
-use test_case::test_case;
-
 use super::{eventually, server::Server, whole, with_server, world};
 use crate::{failure::FailureKind, view::fuse::handover::Handover};
 
@@ -55,16 +53,15 @@ fn what_is_damaged_or_unknown_changes_nothing_and_the_right_one_is_gone_on_with(
     });
 }
 
-#[test_case(|handover| handover.mount ^= 1, FailureKind::Corrupt; "of another mount")]
-#[test_case(|handover| handover.negotiated.offered = 0, FailureKind::Precondition; "of an old kernel")]
-fn a_mount_that_does_not_fit_is_refused(change: fn(&mut Handover), wanted: FailureKind) {
+#[test]
+fn a_mount_that_does_not_fit_is_refused() {
     with_server(false, |mut server| {
         server.kill();
         let given = server.handover.clone();
         let mut handover = Handover::read(&hex::decode(&given).unwrap()).unwrap();
-        change(&mut handover);
+        handover.mount ^= 1;
         server.handover = hex::encode(handover.bytes());
-        assert_eq!(kind(&server.try_resume()), wanted.as_str());
+        assert_eq!(kind(&server.try_resume()), FailureKind::Corrupt.as_str());
         server.handover = given;
         server.resume();
         server.close();

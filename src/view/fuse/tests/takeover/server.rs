@@ -28,7 +28,7 @@ use tokio::{runtime::Runtime, sync::Semaphore};
 
 use super::{
     super::{
-        super::{Content, FuseMount, FuseOptions, OpenFile, Refusal},
+        super::{Content, FuseMount, FuseOptions, InFlight, OpenFile, Refusal},
         mounted::OPTIONS,
     },
     world,
@@ -61,12 +61,13 @@ pub(super) struct Server {
     pub(super) shown: usize,
     directory: PathBuf,
     passthrough: bool,
+    in_flight: InFlight,
 }
 
 impl Server {
     /// Mounts the first version.
-    pub(super) fn start(directory: &Path, passthrough: bool) -> Self {
-        let (child, control) = spawn(directory, passthrough, None);
+    pub(super) fn start(directory: &Path, passthrough: bool, in_flight: InFlight) -> Self {
+        let (child, control) = spawn(directory, passthrough, in_flight, None);
         let null = File::open("/dev/null").unwrap().into();
         let mut server = Self {
             child,
@@ -77,6 +78,7 @@ impl Server {
             shown: 0,
             directory: directory.to_owned(),
             passthrough,
+            in_flight,
         };
         let answer = server.answer();
         let [_, fd, handover, connection] = words(&answer);
@@ -104,7 +106,8 @@ impl Server {
     /// Lets another process try to go on; its answer.
     pub(super) fn try_resume(&mut self) -> String {
         let device = Some((&self.device, &*self.handover));
-        (self.child, self.control) = spawn(&self.directory, self.passthrough, device);
+        (self.child, self.control) =
+            spawn(&self.directory, self.passthrough, self.in_flight, device);
         let answer = self.answer();
         if answer.starts_with("failed") {
             self.child.wait().unwrap();
@@ -167,6 +170,7 @@ type Former<'a> = (&'a OwnedFd, &'a str);
 fn spawn(
     directory: &Path,
     passthrough: bool,
+    in_flight: InFlight,
     former: Option<Former<'_>>,
 ) -> (Child, BufReader<UnixStream>) {
     let path = directory.join("control");
@@ -176,6 +180,7 @@ fn spawn(
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("DIRECTORY", directory);
     command.env("PASSTHROUGH", if passthrough { "1" } else { "" });
+    command.env("RESEND", if in_flight == InFlight::Resend { "1" } else { "" });
     command.stdout(Stdio::null()).stdin(Stdio::null());
     if let Some((device, handover)) = former {
         command.env("HANDOVER", handover).stdin(device.try_clone().unwrap());
@@ -197,8 +202,9 @@ fn target(directory: &Path) -> crate::mount::Target {
 fn a_process_that_others_start() {
     let directory = PathBuf::from(env::var("DIRECTORY").unwrap());
     let control = UnixStream::connect(directory.join("control")).unwrap();
-    let passthrough = !env::var("PASSTHROUGH").unwrap().is_empty();
-    let options = FuseOptions { passthrough, ..OPTIONS };
+    let is_set = |name| !env::var(name).unwrap().is_empty();
+    let (passthrough, resend) = (is_set("PASSTHROUGH"), is_set("RESEND"));
+    let options = FuseOptions { passthrough, resend, ..OPTIONS };
     let content = Arc::new(Generated::new(&directory));
     let runtime = Runtime::new().unwrap();
     let entered = runtime.enter();
