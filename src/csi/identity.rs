@@ -38,6 +38,7 @@ impl IdentityService {
     }
 
     /// The same, beside a Controller service.
+    #[must_use]
     pub fn with_controller(self) -> Self {
         Self { has_controller: true, ..self }
     }

@@ -31,7 +31,7 @@ const AT_ONCE: usize = 16;
 
 /// One who shows the bucket's prefixes; mounts stay until it is dropped.
 enum Who {
-    Ours(Node),
+    Ours(Box<Node>),
     Peer(Peer, String),
 }
 
@@ -161,7 +161,7 @@ impl Who {
 
 async fn fill(server: &Server) {
     server.create_bucket(BUCKET).await;
-    let large: Vec<u8> = (0..SIZE / 8).flat_map(|word| word.to_le_bytes()).collect();
+    let large: Vec<u8> = (0..SIZE / 8).flat_map(usize::to_le_bytes).collect();
     server.put(BUCKET, "large/file", large).await;
     let tree = (0..ENTRIES).map(|entry| {
         let key = format!("tree/{:03}/file-{entry:05}", entry % 100);

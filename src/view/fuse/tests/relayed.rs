@@ -45,7 +45,7 @@ fn measure(mounted: &Mounted) -> String {
         }
     });
     let large = timed(|| assert_eq!(fs::read(mounted.at("large")).unwrap().len(), LARGE));
-    let speed = (LARGE >> 20) as f64 / large.as_secs_f64();
+    let speed = u32::try_from(LARGE >> 20).map(f64::from).unwrap() / large.as_secs_f64();
     let (lookup, small) = (lookup / LOOKUPS, small / SMALL);
     let page = page / u32::try_from(PAGES).unwrap();
     format!("lookup {lookup:?}, small file {small:?}, page {page:?}, {speed:.0} MiB/s")
