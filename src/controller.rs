@@ -103,7 +103,7 @@ impl Controller {
     /// taken.
     ///
     /// # Errors
-    /// As [`check`].
+    /// As [`check()`].
     ///
     /// # Blocking
     /// Reads files.

@@ -209,15 +209,7 @@ fn parse(
         brings: Some(Brings { access_key, token: !access_key }),
         now: SystemTime::now(),
     };
-    match VolumeSpec::parse(attributes, &context) {
-        // Until the plugin has that view, its other attributes are held to what disk views take.
-        Err(error) if error.to_string().contains("is not available in this release") => {
-            let mut attributes = attributes.clone();
-            attributes.insert("view".to_owned(), "disk".to_owned());
-            VolumeSpec::parse(&attributes, &context)
-        }
-        parsed => parsed,
-    }
+    VolumeSpec::parse(attributes, &context)
 }
 
 /// The configuration file that the chart makes of values/NAME.yaml, as far as it matters here.
@@ -237,5 +229,30 @@ fn the_audiences_fit() {
         assert!(asked.is_some(), "{name}");
         let sts = config(name).endpoints[name].sts.clone().unwrap();
         assert_eq!(sts.audience.as_deref(), asked, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_controller_takes_every_class() {
+    use s3view::controller::{Controller, CreateRequest};
+    let text = fs::read_to_string(root().join("seed/storageclass.yaml")).unwrap();
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    for class in documents.iter().filter(|it| it["kind"] == "StorageClass") {
+        let parameters: BTreeMap<String, String> =
+            serde_json::from_value(class["parameters"].clone()).unwrap();
+        let parameters = parameters.into_iter().filter(|(name, _)| !name.contains("-secret-"));
+        let claim = [("namespace", "spark"), ("name", "certs")];
+        let claim = claim.map(|(key, name)| (format!("csi.storage.k8s.io/pvc/{key}"), name.into()));
+        let controller = Controller::new(config("minio"), std::sync::Arc::default(), None).unwrap();
+        let created = controller
+            .create(CreateRequest::new(
+                "pvc-1".to_owned(),
+                parameters.chain(claim).collect(),
+                std::collections::HashMap::new(),
+                tokio::time::Instant::now(),
+            ))
+            .await
+            .unwrap();
+        assert_eq!(created.attributes["prefix"], "certs/");
     }
 }

@@ -56,7 +56,8 @@ impl ControllerApp {
         let (metrics, ready, tasks) =
             (Arc::<Metrics>::default(), Ready::default(), Tasks::default());
         serve_telemetry(telemetry, &metrics, &ready, &tasks);
-        let identity = IdentityService::new(config.driver_name.clone(), ready.probe());
+        let identity =
+            IdentityService::new(config.driver_name.clone(), ready.probe()).with_controller();
         let controller = {
             let metrics = Arc::clone(&metrics);
             let start = move || {

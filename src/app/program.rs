@@ -1,10 +1,13 @@
 //! What the programs have in common: their flags, signals, log and exit codes.
 
-use std::{error::Error, future::Future, io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{error::Error, future::Future, io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
@@ -133,7 +136,8 @@ impl LogArguments {
     }
 }
 
-/// Runs `work` on a runtime of its own; the token that it gets is cancelled at SIGTERM or SIGINT.
+/// Runs `work` on a runtime of its own, which ends with the process; the token that `work` gets is
+/// cancelled at SIGTERM or SIGINT.
 ///
 /// # Errors
 /// The process cannot be prepared: secrets could reach a core file, or no thread can be started.
@@ -147,12 +151,16 @@ where
     let failed = |action| move |error| PrepareError { action, error };
     mount::forbid_core_dumps().map_err(failed("switch off core dumps"))?;
     mount::raise_descriptor_limit().map_err(failed("raise the descriptor limit"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)
         .build()
         .map_err(failed("start the runtime"))?;
-    let outcome = runtime.block_on(async {
+    // Ended before the process, it would answer every read under way with an error, which the next
+    // process could still serve; and work that hangs (a disk, a network file system) would keep the
+    // process.
+    let runtime: &'static Runtime = Box::leak(Box::new(runtime));
+    runtime.block_on(async {
         let stopped = stopped().map_err(failed("receive signals"))?;
         let stop = CancellationToken::new();
         let working = work(stop.clone());
@@ -162,17 +170,13 @@ where
             () = stopped => stop.cancel(),
         }
         Ok(working.await)
-    });
-    // Blocking work that hangs (a disk, a network file system) must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    })
 }
 
 /// Completes at SIGTERM or SIGINT, which are caught from the call on.
 fn stopped() -> io::Result<impl Future<Output = ()>> {
-    let caught = |kind| -> io::Result<Signal> { signal(kind) };
-    let (mut terminate, mut interrupt) =
-        (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -19,6 +19,8 @@ type Ready = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct IdentityService {
     driver_name: String,
     ready: Ready,
+    /// Whether the Controller service answers on the same socket.
+    has_controller: bool,
 }
 
 impl fmt::Debug for IdentityService {
@@ -32,7 +34,12 @@ impl fmt::Debug for IdentityService {
 impl IdentityService {
     /// The service of a plugin of that name.
     pub fn new(driver_name: String, ready: Ready) -> Self {
-        Self { driver_name, ready }
+        Self { driver_name, ready, has_controller: false }
+    }
+
+    /// The same, beside a Controller service.
+    pub fn with_controller(self) -> Self {
+        Self { has_controller: true, ..self }
     }
 }
 
@@ -49,8 +56,8 @@ impl Identity for IdentityService {
         }))
     }
 
-    /// What the plugin as a whole can do: each of its processes says the same, whichever services it
-    /// answers itself.
+    /// The Controller service is told of where it answers: whoever asks a node plugin's socket for it
+    /// would get UNIMPLEMENTED. All instances of each of the two plugins say the same.
     ///
     /// Source: CSI v1.13.0 spec.md, `GetPluginCapabilities`.
     async fn get_plugin_capabilities(
@@ -59,7 +66,8 @@ impl Identity for IdentityService {
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
         let service = Service { r#type: service::Type::ControllerService.into() };
         let capability = PluginCapability { r#type: Some(Type::Service(service)) };
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: vec![capability] }))
+        let capabilities = self.has_controller.then_some(capability).into_iter().collect();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
     async fn probe(

@@ -72,6 +72,15 @@ impl Fused {
         self.mount().is_some_and(|mount| !mount.has_ended())
     }
 
+    /// Whether it shows just this listing already. What nobody serves is not told of others: the
+    /// next publish mounts it anew.
+    ///
+    /// # Blocking
+    /// In proportion to the listing.
+    pub(super) fn shows(&self, listing: &Listing) -> bool {
+        self.mount().is_none_or(|mount| mount.shows(listing))
+    }
+
     /// Shows another listing, at once for all lookups after it.
     ///
     /// # Errors
@@ -80,11 +89,10 @@ impl Fused {
     /// # Blocking
     /// In proportion to the listing.
     pub(super) fn show(&self, listing: &Listing) -> Result<(), NodeError> {
-        match self.mount() {
-            Some(mount) => Ok(mount.show(listing)?),
-            // The next publish mounts it anew.
-            None => Ok(()),
+        if let Some(mount) = self.mount() {
+            mount.show(listing)?;
         }
+        Ok(())
     }
 
     /// Ends the session of a volume that was unmounted and released.
@@ -163,11 +171,7 @@ impl Context {
     }
 
     /// Goes on with the mount of an earlier process. Blocks.
-    pub(super) fn resume(
-        &self,
-        entry: &Entry,
-        kept: Option<Kept>,
-    ) -> (Fused, Option<Arc<Listing>>) {
+    pub(super) fn resume(&self, entry: &Entry, kept: Option<Kept>) -> Fused {
         let (key, options) = (entry.key(), self.options(entry));
         let content = VolumeContent::new(self, &self.directory(Medium::Disk, &key));
         let target_path = entry.target.display();
@@ -177,7 +181,7 @@ impl Context {
                 "no keeper held this FUSE mount, so reads of it fail; the kubelet's next publish \
                  mounts it again for new containers of the pod"
             );
-            return (Fused::new(content), None);
+            return Fused::new(content);
         };
         let resumed = state.read().map_err(|error| full_message(&error)).and_then(|state| {
             let served = Arc::new(content.clone());
@@ -185,12 +189,12 @@ impl Context {
                 .map_err(|error| full_message(&error))
         });
         match resumed {
-            Ok((mount, listing)) => (Fused::new(content).served_by(mount), Some(listing)),
+            Ok((mount, _)) => Fused::new(content).served_by(mount),
             Err(error) => {
                 tracing::error!(%target_path, error, "failed to go on with a FUSE mount");
                 // Its readers get an error instead of waiting for ever.
                 self.custodian.release(name(&key));
-                (Fused::new(content), None)
+                Fused::new(content)
             }
         }
     }

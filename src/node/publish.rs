@@ -381,12 +381,8 @@ impl Node {
             target.unmount_all()?;
         }
         self.0.release(&place.key);
-        let Some(listing) = published.listing() else {
-            self.forget(place, published);
-            return Ok(Found::Missing);
-        };
-        self.0.serve(&published.entry(), &place.target, fused, &listing)?;
-        Ok(Found::Mounted)
+        self.forget(place, published);
+        Ok(Found::Missing)
     }
 
     fn forget(&self, place: &Place, published: &Arc<Published>) {

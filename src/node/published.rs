@@ -70,7 +70,7 @@ pub(super) struct Published {
 #[derive(Debug)]
 struct State {
     entry: Entry,
-    /// What is shown; `None` after a restart, until somebody lists.
+    /// What is shown; `None` after a restart, until somebody lists, and in a `fuse` view.
     listing: Option<Arc<Listing>>,
     /// When this process asked for that, or for an equal one later.
     asked_at: Option<Instant>,
@@ -153,15 +153,13 @@ impl Published {
         )
     }
 
-    /// The same volume, served as a `fuse` view, if it is one.
+    /// The same volume, served as a `fuse` view, if it is one: the mount knows what it shows, in a
+    /// quarter of a listing's memory.
     pub(super) fn served_as(self, fused: Option<Fused>) -> Self {
+        if fused.is_some() {
+            self.state.lock().listing = None;
+        }
         Self { fused, ..self }
-    }
-
-    /// The same volume, of which it is known what it shows.
-    pub(super) fn showing(self, listing: Option<Arc<Listing>>) -> Self {
-        self.state.lock().listing = listing;
-        self
     }
 
     fn with(claim: Arc<Claim>, state: State) -> Self {
@@ -232,6 +230,7 @@ impl Published {
             self.claim.shows(&state.entry.summary.share);
         }
         state.shows(recipe, current, principal);
+        self.keep_listing(&mut state, current);
         let is_news = |entry: &Entry| {
             entry.principal != before.principal
                 || entry.is_fallback != before.is_fallback
@@ -258,13 +257,20 @@ impl Published {
         self.claim.shows(&state.entry.summary.share);
         state.settling = None;
         state.shows(recipe, current, principal);
+        self.keep_listing(&mut state, current);
         state.entry.clone()
+    }
+
+    fn keep_listing(&self, state: &mut State, current: &Current) {
+        state.listing = self.fused.is_none().then(|| Arc::clone(&current.listing));
     }
 
     /// Takes over a way to S3 that is not needed now.
     pub(super) fn hold(&self, recipe: &Arc<Recipe>, principal: &SealedPrincipal) {
         self.read_as(recipe, principal);
-        self.state.lock().recipe = Some(Arc::clone(recipe));
+        let mut state = self.state.lock();
+        state.health.recovered(recipe);
+        state.recipe = Some(Arc::clone(recipe));
     }
 
     /// Has a `fuse` view read with a recipe's credentials. What the new principal may not read is
@@ -421,7 +427,7 @@ impl State {
             self.entry.namespace = recipe.tenant.as_ref().map(|it| it.namespace.clone());
         }
         self.entry.is_fallback = false;
-        (self.listing, self.is_doubtful) = (Some(Arc::clone(&current.listing)), false);
+        self.is_doubtful = false;
         self.asked_at = Some(current.asked_at);
         self.recipe = Some(Arc::clone(recipe));
         self.health.recovered(recipe);

@@ -200,8 +200,8 @@ impl Node {
                 let entry = entries[key].clone().in_phase(Phase::Published);
                 tracing::info!(target_path = %entry.target.display(), "found a published volume");
                 if entry.view == ViewKind::Fuse {
-                    let (fused, listing) = self.0.resume(&entry, kept.remove(key));
-                    let published = Published::found(entry, Vec::new()).showing(listing);
+                    let fused = self.0.resume(&entry, kept.remove(key));
+                    let published = Published::found(entry, Vec::new());
                     self.0.volumes.adopt(key.clone(), published.served_as(Some(fused)));
                     return Ok(());
                 }

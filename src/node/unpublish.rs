@@ -8,6 +8,7 @@ use crate::{
     failure::FailureKind,
     mount::{Target, TargetPath},
     task::blocking,
+    volume::ViewKind,
 };
 
 impl Node {
@@ -91,6 +92,8 @@ impl Node {
         path: &TargetPath,
         entry: Option<Entry>,
     ) -> Result<Option<Target>, NodeError> {
+        // Of what is not known, the keeper may have the mount.
+        let is_served = entry.as_ref().is_none_or(|entry| entry.view == ViewKind::Fuse);
         if let Some(entry) = entry
             && let Err(error) = self.0.registry.write(&entry.in_phase(Phase::Unpublishing))
         {
@@ -99,6 +102,9 @@ impl Node {
         let target = self.0.kubelet.existing_target(path)?;
         if let Some(target) = &target {
             target.unmount_all()?;
+        }
+        if is_served {
+            self.0.release(&VolumeKey::of(path.as_path()));
         }
         Ok(target)
     }

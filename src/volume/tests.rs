@@ -283,13 +283,14 @@ fn a_default_role_does_not_count_beside_keys() {
 }
 
 #[test]
-fn fuse_is_checked_and_then_refused() {
+fn a_fuse_view_takes_what_applies_to_it() {
     let text = message(with(&[("view", "fuse"), ("layout", "files"), ("maxObjects", "10000001")]));
-    assert!(text.contains("view: \"fuse\" is not available in this release: the FUSE view"));
     assert!(text.contains("layout: applies to view \"tmpfs\" or \"disk\""), "{text}");
     assert!(text.contains("at most 10000000 (limits.maxObjects.fuse)"), "{text}");
-    let text = message(with(&[("view", "fuse"), ("xattrs", "true"), ("maxSize", "1Ti")]));
-    assert_eq!(text.matches(": ").count(), 2, "only the view is wrong: {text}");
+    let text = message(with(&[("view", "fuse"), ("whenUnavailable", "cached")]));
+    assert!(text.contains("whenUnavailable: applies to view \"tmpfs\" or \"disk\""), "{text}");
+    let spec = with(&[("view", "fuse"), ("xattrs", "true"), ("maxSize", "1Ti")]).unwrap();
+    assert!(spec.xattrs && spec.view == ViewKind::Fuse);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use s3view::task::spawn_owned;
@@ -21,6 +22,9 @@ use crate::support::{
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_s3view-node");
+
+/// How long it may take until the keeper has let go of what was unpublished.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// A server with an empty bucket and a running plugin that is configured for it.
 pub(crate) struct Fixture {
@@ -159,6 +163,11 @@ impl Fixture {
             assert_eq!(files(store.join("v1/tmp")), Vec::<PathBuf>::new());
         }
         assert_eq!(files(self.home.state_dir().join("memory/registry")), Vec::<PathBuf>::new());
+        let began = Instant::now();
+        while self.home.kept_by_keeper() > 0 {
+            assert!(began.elapsed() < RELEASE, "the keeper holds a mount of no volume");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Spark's uid, where this machine can map it.

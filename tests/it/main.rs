@@ -19,6 +19,7 @@ mod cases;
 mod clock;
 mod controller;
 mod driver;
+mod endurance;
 mod faults;
 mod fixture;
 mod identity;

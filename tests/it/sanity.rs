@@ -140,8 +140,7 @@ async fn advertised(fixture: &Fixture, provisioner: &Provisioner) -> BTreeSet<St
     let of_node = of_node.filter_map(|it| it.r#type).map(|it| match it {
         Node::Rpc(rpc) => rpc.r#type().as_str_name(),
     });
-    let service = ["CONTROLLER_SERVICE"].into_iter();
-    of_controller.chain(of_node).chain(service).map(str::to_owned).collect()
+    of_controller.chain(of_node).map(str::to_owned).collect()
 }
 
 fn compare(

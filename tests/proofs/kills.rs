@@ -2,10 +2,12 @@
 //!
 //! After each, the volumes that a pod may still have show what they may show, before the plugin is
 //! back and after; and once it is back, nothing is on the node that belongs to no volume. A call that
-//! was answered has had its effect; one that was not has had all of it or none.
+//! was answered has had its effect; one that was not has had all of it or none. The mounts of `fuse`
+//! views are with the keeper, which is never killed here: who reads them meanwhile waits.
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::Child,
     sync::Arc,
@@ -19,6 +21,7 @@ use s3view::task::spawn_owned;
 use tonic::Status;
 
 use crate::{
+    can_serve,
     fixture::Fixture,
     number, run,
     support::{
@@ -83,6 +86,16 @@ struct Volume {
     layout: Layout,
     state: State,
     shows: History,
+    /// Whether a `fuse` view may have been mounted by a publish that was cut off before the keeper had
+    /// the mount.
+    may_be_dead: bool,
+}
+
+impl Volume {
+    /// A publish was answered, so the keeper has the mount.
+    fn is_published(&mut self) {
+        (self.state, self.may_be_dead) = (State::Published, false);
+    }
 }
 
 /// What a kubelet asked for, and whether it was answered.
@@ -101,9 +114,11 @@ struct Victim {
 impl Victim {
     async fn start(ids: Ids, seed: u64) -> Self {
         let server = Server::Embedded(EmbeddedS3::start(Options::default()));
-        let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 64Ki, bytesInFlight: 1Mi }\n";
+        let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 64Ki, bytesInFlight: 1Mi }\n\
+                    fuse: { waitForCredentials: 50ms }\n";
         let config = Fixture::config(&server, more).replace("retries: 3", "retries: 1");
-        let fixture = Fixture::start_as(server, ids, &config, Shown::ByDefault).await;
+        let shown = if can_serve() { Shown::Fuse } else { Shown::ByDefault };
+        let fixture = Fixture::start_as(server, ids, &config, shown).await;
         let mut node = Self {
             fixture,
             random: Rng::with_seed(seed),
@@ -115,17 +130,19 @@ impl Victim {
         for prefix in 0..PREFIXES.len() {
             let objects = NAMES.map(|name| (name, node.content(name)));
             node.put(prefix, &objects);
-            for view in ["tmpfs", "disk"] {
-                for layout in [Layout::Symlinks, Layout::Files] {
-                    node.volumes.push(Volume {
-                        pod: node.pod(prefix, view, layout),
-                        prefix,
-                        view,
-                        layout,
-                        state: State::Absent,
-                        shows: History::new(layout, Vec::new()),
-                    });
-                }
+            let linked = [Layout::Symlinks, Layout::Files];
+            let linked = linked.map(|layout| [("tmpfs", layout), ("disk", layout)]);
+            let served = can_serve().then_some(("fuse", Layout::Served));
+            for (view, layout) in linked.into_iter().flatten().chain(served) {
+                node.volumes.push(Volume {
+                    pod: node.pod(prefix, view, layout),
+                    prefix,
+                    view,
+                    layout,
+                    state: State::Absent,
+                    shows: History::new(layout, Vec::new()),
+                    may_be_dead: false,
+                });
             }
         }
         node
@@ -138,10 +155,10 @@ impl Victim {
     }
 
     fn pod(&self, prefix: usize, view: &str, layout: Layout) -> Pod {
-        let pod = self.fixture.pod(PREFIXES[prefix]).with("view", view);
+        let pod = self.fixture.pod(PREFIXES[prefix]).with("view", view).with("refresh", "15ms");
+        let Some(layout) = layout.attribute() else { return pod };
         let cached = if prefix == 0 { "cached" } else { "fail" };
-        let pod = pod.with("layout", layout.as_str()).with("whenUnavailable", cached);
-        pod.with("refresh", "15ms")
+        pod.with("layout", layout).with("whenUnavailable", cached)
     }
 
     /// New content of a name; `large` is fetched in parts.
@@ -220,7 +237,7 @@ impl Victim {
         }
         for (number, call) in calls {
             call.await.map_err(|status| format!("publish failed: {status:?}"))?;
-            self.volumes[number].state = State::Published;
+            self.volumes[number].is_published();
         }
         Ok(())
     }
@@ -273,6 +290,11 @@ impl Victim {
                 (false, true) => State::Absent,
                 (_, false) => State::Unknown,
             };
+            if (publishes, answered) == (true, true) {
+                self.volumes[number].is_published();
+            } else if state == State::Unknown {
+                self.volumes[number].may_be_dead = publishes;
+            }
             self.volumes[number].state = state;
             self.count(match (publishes, answered) {
                 (true, true) => "publishes answered",
@@ -310,11 +332,18 @@ impl Victim {
         for number in 0..self.volumes.len() {
             let volume = &self.volumes[number];
             let target = self.target(volume);
-            if !mounts.contains(&target) {
+            let waits = volume.layout == Layout::Served && self.fixture.plugin.is_none();
+            if !mounts.contains(&target) || waits {
                 continue;
             }
             let failed = |text| format!("{when}, {:?} {}: {text}", volume.layout, target.display());
-            let read = volume.layout.read(&target).map_err(|error| failed(error.to_string()))?;
+            let read = match volume.layout.read(&target) {
+                Err(error) if error.kind() == ErrorKind::NotConnected && volume.may_be_dead => {
+                    self.count("mounts that nobody served");
+                    continue;
+                }
+                read => read.map_err(|error| failed(error.to_string()))?,
+            };
             let seen = self.volumes[number].shows.see(&read);
             seen.map_err(|text| format!("{when}, {}: {text}", target.display()))?;
         }
@@ -325,7 +354,8 @@ impl Victim {
     fn check(&mut self) -> Result<(), String> {
         let mut mounts = self.fixture.home.mounts();
         mounts.sort();
-        let mut of_view: BTreeMap<&str, usize> = BTreeMap::from([("tmpfs", 0), ("disk", 0)]);
+        let mut of_view: BTreeMap<&str, usize> =
+            BTreeMap::from([("tmpfs", 0), ("disk", 0), ("fuse", 0)]);
         for number in 0..self.volumes.len() {
             let volume = &self.volumes[number];
             let target = self.target(volume);
@@ -355,7 +385,7 @@ impl Victim {
     }
 
     fn check_revisions(&self, volume: &Volume) -> Result<(), String> {
-        if volume.layout == Layout::Files {
+        if volume.layout != Layout::Symlinks {
             return Ok(());
         }
         let target = self.target(volume);
@@ -373,14 +403,22 @@ impl Victim {
             [("tmpfs", home.state_dir().join("memory/v1")), ("disk", home.path().join("disk/v1"))];
         for (view, store) in stores {
             let volumes = names(&store.join("volumes"));
-            if volumes.len() != of_view[view] {
-                return Err(format!("{} {view} volumes, directories {volumes:?}", of_view[view]));
+            let served = if view == "disk" { of_view["fuse"] } else { 0 };
+            if volumes.len() != of_view[view] + served {
+                return Err(format!("{of_view:?}, and the {view} store has {volumes:?}"));
             }
+            let mut of_linked = 0;
             for volume in volumes {
-                let inside = names(&store.join("volumes").join(&volume));
-                if inside != ["root"] {
-                    return Err(format!("{inside:?} in {view} volume {volume}"));
+                let mut inside = names(&store.join("volumes").join(&volume));
+                inside.sort();
+                match inside.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                    ["root"] => of_linked += 1,
+                    ["ledger", "proofs"] if served > 0 => {}
+                    _ => return Err(format!("{inside:?} in {view} volume {volume}")),
                 }
+            }
+            if of_linked != of_view[view] {
+                return Err(format!("{of_view:?}, and {of_linked} are linked in the {view} store"));
             }
             let temporary = names(&store.join("tmp"));
             let records = names(&store.join("records"));
@@ -399,9 +437,10 @@ impl Victim {
     /// The kubelet's republishes; each volume then comes to show what S3 has.
     async fn bring_credentials(&mut self) -> Result<(), String> {
         let began = Instant::now();
-        for volume in self.volumes.iter().filter(|volume| volume.state == State::Published) {
+        for volume in self.volumes.iter_mut().filter(|volume| volume.state == State::Published) {
             let answer = self.fixture.kubelet.publish(&volume.pod).await;
             answer.map_err(|status| format!("a republish failed: {status:?}"))?;
+            volume.is_published();
         }
         loop {
             self.look("after a republish")?;
@@ -430,7 +469,15 @@ impl Victim {
             answer.map_err(|status| format!("unpublish failed: {status:?}"))?;
             volume.state = State::Absent;
         }
-        self.check()
+        self.check()?;
+        let began = Instant::now();
+        while self.fixture.home.kept_by_keeper() > 0 {
+            if began.elapsed() > LIMIT {
+                return Err("the keeper holds mounts of no volume".into());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
     }
 
     /// Replaced revisions go when their time has come; then everything goes.
@@ -439,7 +486,7 @@ impl Victim {
             volume.shows.settle(Arc::clone(&self.trees[volume.prefix]));
             let answer = self.fixture.kubelet.publish(&volume.pod).await;
             answer.map_err(|status| format!("publish failed: {status:?}"))?;
-            volume.state = State::Published;
+            volume.is_published();
         }
         for _ in 0..5 {
             self.overwrite();

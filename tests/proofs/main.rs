@@ -28,7 +28,7 @@ mod reference;
 mod served;
 mod tree;
 
-use std::{future::Future, process::ExitCode};
+use std::{fs::File, future::Future, process::ExitCode, sync::LazyLock};
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -47,6 +47,18 @@ fn main() -> ExitCode {
     trials.extend(reference::trials(ids));
     trials.extend(served::trials(ids));
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Whether this machine lets us serve file systems.
+fn can_serve() -> bool {
+    static CAN: LazyLock<bool> = LazyLock::new(|| {
+        let device = File::open("/dev/fuse");
+        if let Err(error) = &device {
+            eprintln!("\nSKIPPED: fuse views: /dev/fuse: {error}\n");
+        }
+        device.is_ok()
+    });
+    *CAN
 }
 
 /// A number from the environment.

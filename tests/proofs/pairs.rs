@@ -142,7 +142,7 @@ impl Reader {
                 }
                 sequences
             }
-            Layout::Files => both(&self.target)?,
+            Layout::Files | Layout::Served => both(&self.target)?,
         };
         if sequences < self.last {
             return Err(format!("{sequences:?} after {:?}", self.last));
@@ -177,7 +177,8 @@ async fn replace(ids: Ids, layout: Layout, swaps: u64) -> Result<(), String> {
     put(0);
     let mut volumes = Vec::new();
     for view in ["tmpfs", "disk"] {
-        let pod = fixture.pod("pair").with("view", view).with("layout", layout.as_str());
+        let layout_name = layout.attribute().expect("files that are linked");
+        let pod = fixture.pod("pair").with("view", view).with("layout", layout_name);
         let pod = pod.with("refresh", "4ms");
         let target = fixture.publish(&pod).await;
         let watch = Arc::new(Watch::default());

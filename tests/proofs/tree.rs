@@ -1,5 +1,7 @@
 //! What a volume shows, read at one moment.
 
+mod served;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -8,7 +10,14 @@ use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+pub(crate) use self::served::forget_pages;
+
+/// Until all of a swap of a `fuse` view is taken in: while it goes on, single names may still lead
+/// to what was before.
+const SWAP: Duration = Duration::from_secs(1);
 
 /// Paths in a volume and what stands there.
 pub(crate) type Tree = BTreeMap<String, Node>;
@@ -18,6 +27,15 @@ pub(crate) type Tree = BTreeMap<String, Node>;
 pub(crate) enum Node {
     Directory,
     File(Vec<u8>),
+    /// A file that could not be read: its length if it could be opened, and why.
+    Unread {
+        size: Option<u64>,
+        errno: i32,
+    },
+    /// It was listed, and then it was something else, or nothing.
+    Gone {
+        directory: bool,
+    },
 }
 
 impl fmt::Debug for Node {
@@ -28,6 +46,10 @@ impl fmt::Debug for Node {
                 let begin = &content[..content.len().min(24)];
                 write!(f, "{}:{:?}", content.len(), String::from_utf8_lossy(begin))
             }
+            Self::Unread { size, errno } => {
+                write!(f, "{size:?}: {}", io::Error::from_raw_os_error(*errno))
+            }
+            Self::Gone { .. } => f.write_str("gone"),
         }
     }
 }
@@ -37,18 +59,23 @@ impl fmt::Debug for Node {
 pub(crate) enum Layout {
     Symlinks,
     Files,
+    /// Plain files whose content comes when it is read, as `fuse` views have them.
+    Served,
 }
 
 impl Layout {
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The value of the attribute; a `fuse` view has none.
+    pub(crate) fn attribute(self) -> Option<&'static str> {
         match self {
-            Self::Symlinks => "symlinks",
-            Self::Files => "files",
+            Self::Symlinks => Some("symlinks"),
+            Self::Files => Some("files"),
+            Self::Served => None,
         }
     }
 
     /// Reads a volume: with symlinks, all of it through one resolution of `..data`, and then
-    /// nothing may be missing; with plain files, each by itself, and what goes meanwhile is absent.
+    /// nothing may be missing; with plain files, each by itself, and what goes meanwhile is absent,
+    /// or, where it is served, noted.
     pub(crate) fn read(self, target: &Path) -> io::Result<Tree> {
         let mut tree = Tree::new();
         match self {
@@ -60,6 +87,7 @@ impl Layout {
                 ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory => Ok(()),
                 _ => Err(error),
             })?,
+            Self::Served => return served::read(target),
         }
         Ok(tree)
     }
@@ -107,11 +135,13 @@ pub(crate) struct History {
     trees: Vec<Arc<Tree>>,
     /// Whether it was seen to show another one since it was at rest.
     has_moved: bool,
+    /// The oldest tree that a `fuse` view must have come to show, and since when.
+    newer: Option<(Arc<Tree>, Instant)>,
 }
 
 impl History {
     pub(crate) fn new(layout: Layout, trees: Vec<Arc<Tree>>) -> Self {
-        let mut history = Self { layout, trees: Vec::new(), has_moved: false };
+        let mut history = Self { layout, trees: Vec::new(), has_moved: false, newer: None };
         for tree in trees {
             history.push(tree);
         }
@@ -127,7 +157,7 @@ impl History {
 
     /// It shows just this, and nothing is under way.
     pub(crate) fn settle(&mut self, tree: Arc<Tree>) {
-        (self.trees, self.has_moved) = (vec![tree], false);
+        (self.trees, self.has_moved, self.newer) = (vec![tree], false, None);
     }
 
     /// Takes in what was seen.
@@ -138,6 +168,7 @@ impl History {
         match self.layout {
             Layout::Symlinks => self.see_revision(seen),
             Layout::Files => self.see_files(seen),
+            Layout::Served => self.see_served(seen),
         }
     }
 
@@ -166,12 +197,38 @@ impl History {
         Ok(())
     }
 
+    /// Each directory is as one tree has it, each file whole or unread; and once a newer tree has been
+    /// seen for a while, no older one is seen again.
+    fn see_served(&mut self, seen: &Tree) -> Result<(), String> {
+        if let Some((newer, since)) = &self.newer
+            && since.elapsed() > SWAP
+        {
+            let older = self.trees.iter().take_while(|tree| !Arc::ptr_eq(tree, newer)).count();
+            self.trees.drain(..older);
+            self.newer = None;
+        }
+        let at = served::fits(seen, self.trees.iter().map(|tree| &**tree))?;
+        if at > 0 && self.newer.is_none() {
+            self.newer = Some((Arc::clone(&self.trees[at]), Instant::now()));
+        }
+        let gone = seen.iter().find(|(_, node)| matches!(node, Node::Gone { .. }));
+        match gone {
+            Some((path, _)) if self.trees.len() == 1 => Err(format!("{path:?} cannot be found")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What it may show, the oldest first.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.trees.iter().map(|tree| &**tree)
+    }
+
     /// The paths that must be files at every moment. With symlinks, names that are new at the top
     /// come after the revision that they lead to, so these are known until that is seen.
     pub(crate) fn lasting(&self) -> impl Iterator<Item = &String> {
         let is_file =
             |tree: &Arc<Tree>, path: &String| matches!(tree.get(path), Some(Node::File(_)));
-        let is_known = self.layout == Layout::Files || !self.has_moved;
+        let is_known = self.layout != Layout::Symlinks || !self.has_moved;
         let first = self.trees.first().filter(|_| is_known);
         let first = first.into_iter().flat_map(|tree| tree.keys());
         first.filter(move |path| self.trees.iter().all(|tree| is_file(tree, path)))

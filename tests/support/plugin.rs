@@ -124,6 +124,14 @@ impl Home {
         self.keeper.as_ref().expect("a keeper runs").id()
     }
 
+    /// How many mounts the keeper holds, if one runs.
+    pub(crate) fn kept_by_keeper(&self) -> usize {
+        let Some(keeper) = &self.keeper else { return 0 };
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", keeper.id())).expect("it runs");
+        let links = entries.filter_map(|it| std::fs::read_link(it.ok()?.path()).ok());
+        links.filter(|link| link == Path::new("/dev/fuse")).count()
+    }
+
     /// Sets the program of later starts.
     pub(crate) fn set_program(&mut self, program: &Path) {
         program.clone_into(&mut self.program);

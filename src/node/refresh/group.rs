@@ -112,6 +112,10 @@ impl Group {
     }
 }
 
+/// How many entries a listing may have that is kept for who comes new, and to hold one for all. Views
+/// that show more do not keep it either.
+const KEPT: usize = 100_000;
+
 /// What the task of a group knows between two turns.
 struct Course {
     pace: Pace,
@@ -128,7 +132,7 @@ impl Course {
         if first.is_none() {
             pace.not_after(now);
         }
-        Self { pace, current: first, failed: None }
+        Self { pace, current: first.filter(is_kept), failed: None }
     }
 
     /// The listing, if it is young enough to be shown to who comes new, and takes none of them back
@@ -154,8 +158,14 @@ impl Course {
                 for_count(size, choose).await
             }
         };
-        self.current.insert(Current { asked_at, listing }).clone()
+        let current = Current { asked_at, listing };
+        self.current = Some(current.clone()).filter(is_kept);
+        current
     }
+}
+
+fn is_kept(current: &Current) -> bool {
+    current.listing.entries().len() <= KEPT
 }
 
 fn is_same(known: &Listing, new: &Listing) -> bool {

@@ -98,6 +98,11 @@ impl Node {
         let (Member { published, recipe, .. }, listing) = (member, &current.listing);
         let config = self.0.config();
         check_grants(&config, recipe)?;
+        if published.fused.is_some() && member.wants_one_success() {
+            // What it shows stays; S3 knows the credentials that it reads with from now on.
+            published.hold(recipe, &self.0.seal(recipe));
+            return Ok(Outcome::Unchanged);
+        }
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
         if changes.is_empty() && need.is_nothing() {
             self.confirm(member, current, Proven::Before).await?;
@@ -153,6 +158,13 @@ impl Node {
         listing: &Arc<Listing>,
     ) -> Result<Plan, NodeError> {
         let Member { published, recipe, .. } = member;
+        if published.fused.is_some() {
+            let (volume, new) = (Arc::clone(published), Arc::clone(listing));
+            let shows = move || volume.fused.as_ref().is_none_or(|fused| fused.shows(&new));
+            let names_differ = !for_count(listing.entries().len(), shows).await;
+            let changes = Changes { names_differ, ..Changes::default() };
+            return Ok(Plan { changes, need: Need::Only(Arc::default()) });
+        }
         if published.is_doubtful() {
             let files = listing.entries().iter().map(|entry| entry.path.clone()).collect();
             let changes = Changes { files, names_differ: true };
@@ -164,9 +176,6 @@ impl Node {
                 let (new, count) = (Arc::clone(listing), listing.entries().len());
                 for_count(count, move || new.changes_from(&known)).await
             }
-            None if published.fused.is_some() => {
-                Changes { names_differ: true, ..Changes::default() }
-            }
             None => {
                 let (recipe, listing) = (Arc::clone(recipe), Arc::clone(listing));
                 blocking(move || changes_on_disk(&recipe, &listing)).await?
@@ -174,9 +183,6 @@ impl Node {
         };
         // What a record let start was proven long ago.
         let is_proven = published.principal() == Some(self.0.seal(recipe));
-        if published.fused.is_some() {
-            return Ok(Plan { changes, need: Need::Only(Arc::default()) });
-        }
         let need = if is_proven && !published.is_fallback() {
             Need::Only(Arc::new(changes.files.clone()))
         } else {
@@ -272,7 +278,7 @@ impl Node {
         tracing::info!(
             volume.id = published.arguments.volume_id(),
             revision = entry.summary.revision,
-            changed = changed.len(),
+            changed = leases.is_some().then_some(changed.len()),
             "a volume shows a new revision"
         );
         Ok(())

@@ -2,9 +2,13 @@
 
 use super::{
     notice::Untold,
-    table::{Body, Id, Table},
+    table::{Body, Id, TOP, Table},
 };
-use crate::object::Object;
+use crate::{
+    listing::{Entry, Listing},
+    object::Object,
+    relpath::RelPath,
+};
 
 /// What the kernel may know from a table and must not go on believing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,6 +51,26 @@ impl Table {
             }));
         }
         outdated
+    }
+
+    /// Whether this is what a listing looks like: every path leads to the version that is listed
+    /// there, and there are no others.
+    pub(super) fn is_of(&self, listing: &Listing) -> bool {
+        let (files, directories) = (listing.entries(), listing.directories());
+        let is_file = |entry: &Entry| {
+            let (path, version) = (entry.path.as_str(), &entry.object.version);
+            self.at(path).is_some_and(|id| self.shows(id, path, version))
+        };
+        let is_directory =
+            |path: &RelPath| self.at(path.as_str()).is_some_and(|id| self.is_directory(id));
+        self.rows.len() == 1 + files.len() + directories.len()
+            && files.iter().all(is_file)
+            && directories.iter().all(is_directory)
+    }
+
+    /// The row at a path.
+    fn at(&self, path: &str) -> Option<Id> {
+        path.split('/').try_fold(TOP, |directory, name| self.lookup(directory, name.as_bytes()))
     }
 
     /// The files of this table that `new` does not have, by number: somebody may have looked them up

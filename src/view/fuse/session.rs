@@ -359,6 +359,15 @@ impl FuseMount {
         Arc::clone(&self.served)
     }
 
+    /// Whether it shows just this listing already.
+    ///
+    /// # Blocking
+    /// In proportion to the listing.
+    pub fn shows(&self, listing: &Listing) -> bool {
+        let table = Arc::clone(&self.served.table());
+        table.is_of(listing)
+    }
+
     /// Another descriptor of the connection, which keeps the mount alive in whatever process.
     ///
     /// # Errors

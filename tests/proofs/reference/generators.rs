@@ -3,7 +3,7 @@
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::model::{Credential, Refresh, Service, Shape, Sources, View};
-use crate::tree::Layout;
+use crate::{can_serve, tree::Layout};
 
 /// How many pods there may be at a time.
 pub(super) const SLOTS: usize = 5;
@@ -51,6 +51,10 @@ pub(super) enum Op {
     Kill,
     /// SIGTERM, and a new start.
     Stop,
+    /// SIGKILL of plugin and keeper, and a new start of both.
+    KillBoth,
+    /// SIGKILL of the keeper alone, and a new start.
+    KillKeeper,
     Service(Service),
     /// Some requests fail from now on.
     Flaky {
@@ -115,6 +119,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => Just(Op::RepublishAll),
         2 => Just(Op::Kill),
         1 => Just(Op::Stop),
+        1 => Just(Op::KillBoth),
+        1 => Just(Op::KillKeeper),
         3 => select(&[Service::Down, Service::Overloaded, Service::Denying, Service::Up][..])
             .prop_map(Op::Service),
         2 => (flake(), 1..4_u32).prop_map(|(fault, times)| Op::Flaky { fault, times }),
@@ -138,11 +144,14 @@ fn shape() -> impl Strategy<Value = Shape> {
         3 => Just(Refresh::Slower),
         1 => Just(Refresh::Never),
     ];
-    let view = select(&[View::Tmpfs, View::Disk][..]);
-    let layout = select(&[Layout::Symlinks, Layout::Files][..]);
+    let linked = select(&[Layout::Symlinks, Layout::Files][..]);
+    let linked = (select(&[View::Tmpfs, View::Disk][..]), linked);
+    let served = Just((View::Fuse, Layout::Served));
+    // Where nothing can be served, the histories are of the other views.
+    let shown = prop_oneof![3 => linked, if can_serve() { 2 } else { 0 } => served];
     let rare = || prop::bool::weighted(0.25);
-    (sources, view, layout, refresh, (prop::bool::weighted(0.7), rare(), rare(), rare())).prop_map(
-        |(sources, view, layout, refresh, (cached, allow_empty, private, small))| Shape {
+    (sources, shown, refresh, (prop::bool::weighted(0.7), rare(), rare(), rare())).prop_map(
+        |(sources, (view, layout), refresh, (cached, allow_empty, private, small))| Shape {
             sources,
             view,
             layout,

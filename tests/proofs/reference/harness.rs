@@ -5,19 +5,21 @@ mod look;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tonic::Code;
 
-use self::look::Laggard;
+use self::look::{Held, Laggard};
 use super::{
     generators::{Flake, Op, SLOTS, Step},
-    model::{Credential, Objects, Service, Shape, Verdict, World},
+    model::{Credential, Objects, Service, Shape, Verdict, View, World},
     volume::Volume,
 };
 use crate::{
+    can_serve,
     fixture::{Fixture, is_mount_point},
     support::{
         kubelet::{Kubelet, Pod},
@@ -31,6 +33,9 @@ use crate::{
 
 /// How many attempts a publish may take while requests fail.
 const ATTEMPTS: usize = 20;
+
+/// How long it may take until the keeper holds what it should.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// What happened in all histories of this process.
 static COUNTS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
@@ -72,6 +77,9 @@ struct Slot {
     credential: Credential,
     volume: Volume,
     laggard: Option<Laggard>,
+    held: Option<Held>,
+    /// False for a `fuse` view whose plugin and keeper both ended, until a publish mounts it anew.
+    is_served: bool,
     /// What it showed at the last rest.
     settled: Option<Arc<Tree>>,
 }
@@ -88,9 +96,11 @@ struct Harness {
 impl Harness {
     async fn start(ids: Ids) -> Self {
         let server = Server::Embedded(EmbeddedS3::start(Options::default()));
-        let config = Fixture::config(&server, "limits: { minRefresh: 10ms }\n");
-        let config = config.replace("retries: 3", "retries: 0");
-        let fixture = Fixture::start_as(server, ids, &config, Shown::ByDefault).await;
+        let more = "limits: { minRefresh: 10ms }\n\
+                    fuse: { waitForS3: 1s, waitForCredentials: 100ms }\n";
+        let config = Fixture::config(&server, more).replace("retries: 3", "retries: 0");
+        let shown = if can_serve() { Shown::Fuse } else { Shown::ByDefault };
+        let fixture = Fixture::start_as(server, ids, &config, shown).await;
         let rights = fixture.embedded().rights();
         for credential in Credential::GOOD {
             grant(fixture.embedded(), credential);
@@ -159,6 +169,8 @@ impl Harness {
             }
             Op::Kill => self.restart(Plugin::kill).await?,
             Op::Stop => self.restart(Plugin::stop).await?,
+            Op::KillBoth => self.restart_both().await?,
+            Op::KillKeeper => self.restart_keeper().await?,
             Op::Service(service) => self.become_service(service),
             Op::Flaky { fault, times } => {
                 // Two changes between two looks would have a state between them that nobody saw.
@@ -227,6 +239,10 @@ impl Harness {
                 slot.credential = credential;
                 return self.republish(number).await;
             }
+            if !slot.is_served {
+                // A refused publish may have left nothing that another could differ from.
+                return Ok(());
+            }
             let other = Pod { attributes, ..slot.pod.clone() };
             let answer = self.fixture.kubelet.publish(&other).await;
             return match answer.map_err(|status| status.code()) {
@@ -236,17 +252,31 @@ impl Harness {
         }
         let mut pod = Pod::new("pod", &[]).with_secrets(credential.secrets());
         pod.attributes = attributes;
+        match self.attempt(&pod, shape, credential).await? {
+            Some(verdict) => self.is_published(number, pod, (shape, credential), verdict),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes what is not published, until the answer is more than a failure that passes; what
+    /// it may show, or nothing if it was refused.
+    async fn attempt(
+        &mut self,
+        pod: &Pod,
+        shape: Shape,
+        credential: Credential,
+    ) -> Result<Option<Verdict>, String> {
         for _ in 0..ATTEMPTS {
             let mut verdict = self.world.verdict(shape, credential);
-            let answer = self.fixture.kubelet.publish(&pod).await.map_err(|status| status.code());
+            let answer = self.fixture.kubelet.publish(pod).await.map_err(|status| status.code());
             // An object may have been changed meanwhile (it is a fault), and be shown or be missed.
             self.refresh_objects();
             let after = self.world.verdict(shape, credential);
             verdict.shows.extend(after.shows);
             let refused: Vec<_> = verdict.refused.into_iter().chain(after.refused).collect();
             match answer {
-                Ok(_) => return self.is_published(number, pod, (shape, credential), verdict),
-                Err(_) if is_mount_point(&self.fixture.kubelet.target(&pod)) => {
+                Ok(_) => return Ok(Some(verdict)),
+                Err(_) if is_mount_point(&self.fixture.kubelet.target(pod)) => {
                     return Err("a refused publish left a mount".into());
                 }
                 Err(code) if refused.contains(&code) => {
@@ -254,7 +284,7 @@ impl Harness {
                     if matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
                         self.world.forget(shape, credential);
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(Code::Unavailable | Code::DataLoss) if self.world.flaky => {}
                 Err(code) => return Err(format!("publish answered {code:?}, not {verdict:#?}")),
@@ -293,7 +323,15 @@ impl Harness {
             return Err(format!("publish answered OK, not {:?}", verdict.refused));
         }
         let volume = Volume::published(shape, credential, shows);
-        self.slots[number] = Some(Slot { pod, credential, volume, laggard: None, settled: None });
+        self.slots[number] = Some(Slot {
+            pod,
+            credential,
+            volume,
+            laggard: None,
+            held: None,
+            is_served: true,
+            settled: None,
+        });
         Ok(())
     }
 
@@ -321,6 +359,10 @@ impl Harness {
     async fn republish(&mut self, number: usize) -> Result<(), String> {
         let Some(slot) = &mut self.slots[number] else { return Ok(()) };
         let pod = slot.pod.clone().with_secrets(slot.credential.secrets());
+        if !slot.is_served {
+            return self.revive(number, pod).await;
+        }
+        slot.may_fail();
         let answer = self.fixture.kubelet.publish(&pod).await;
         answer.map_err(|status| format!("a republish failed: {status:?}"))?;
         slot.volume.republished(slot.credential);
@@ -328,16 +370,73 @@ impl Harness {
         Ok(())
     }
 
+    /// Publishes anew what nobody serves any more.
+    async fn revive(&mut self, number: usize, pod: Pod) -> Result<(), String> {
+        let Some(slot) = &self.slots[number] else { return Ok(()) };
+        let (shape, credential) = (slot.volume.shape, slot.credential);
+        if let Some(verdict) = self.attempt(&pod, shape, credential).await? {
+            self.count("dead mounts that were replaced");
+            return self.is_published(number, pod, (shape, credential), verdict);
+        }
+        Ok(())
+    }
+
     async fn restart(&mut self, end: fn(Plugin)) -> Result<(), String> {
+        let reads = self.begin_reads();
         if let Some(plugin) = self.fixture.plugin.take() {
             end(plugin);
         }
         self.look()?;
-        self.fixture.plugin = Some(self.fixture.home.try_start().await?);
-        self.fixture.kubelet = Kubelet::connect(&self.fixture.home).await;
+        self.start_plugin().await?;
         for slot in self.slots.iter_mut().flatten() {
             slot.volume.lose_credentials();
+            slot.may_fail();
             *self.counts.entry("volumes that outlived a plugin").or_default() += 1;
+        }
+        self.end_reads(reads)
+    }
+
+    async fn start_plugin(&mut self) -> Result<(), String> {
+        self.fixture.plugin = Some(self.fixture.home.try_start().await?);
+        self.fixture.kubelet = Kubelet::connect(&self.fixture.home).await;
+        Ok(())
+    }
+
+    /// Nobody holds the mounts of `fuse` views while both are gone.
+    async fn restart_both(&mut self) -> Result<(), String> {
+        if let Some(plugin) = self.fixture.plugin.take() {
+            plugin.kill();
+        }
+        self.fixture.home.kill_keeper();
+        for slot in self.slots.iter_mut().flatten() {
+            slot.volume.lose_credentials();
+            if slot.volume.shape.view == View::Fuse {
+                (slot.is_served, slot.held) = (false, None);
+            }
+        }
+        self.look()?;
+        if can_serve() {
+            self.fixture.home.start_keeper();
+        }
+        self.start_plugin().await
+    }
+
+    /// Until the plugin has handed over its mounts again, they would not outlive it.
+    async fn restart_keeper(&mut self) -> Result<(), String> {
+        if !can_serve() {
+            return Ok(());
+        }
+        self.fixture.home.start_keeper();
+        let began = Instant::now();
+        for slot in self.slots.iter().flatten().filter(|slot| slot.is_served) {
+            while self.fixture.kubelet.stats(&slot.pod).await.is_ok_and(|stats| {
+                stats.volume_condition.is_some_and(|it| it.message.contains("keeper"))
+            }) {
+                if began.elapsed() > HAND_OVER {
+                    return Err("the mounts are not handed over to the new keeper".into());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
         Ok(())
     }

@@ -59,6 +59,8 @@ impl Sources {
 pub(super) enum View {
     Tmpfs,
     Disk,
+    /// There are no blobs before somebody reads.
+    Fuse,
 }
 
 /// How often a volume refreshes.
@@ -91,6 +93,7 @@ impl Shape {
         let view = match self.view {
             View::Tmpfs => "tmpfs",
             View::Disk => "disk",
+            View::Fuse => "fuse",
         };
         let refresh = match self.refresh {
             Refresh::Often => "40ms",
@@ -99,24 +102,38 @@ impl Shape {
             Refresh::Never => "never",
         };
         let sources = self.sources.attribute();
+        let linked = |value| (self.view != View::Fuse).then_some(value);
+        let when_unavailable = if self.is_cached() { "cached" } else { "fail" };
         let all = [
-            ("bucket", bucket),
-            ("sources", &sources),
-            ("view", view),
-            ("layout", self.layout.as_str()),
-            ("refresh", refresh),
-            ("whenUnavailable", if self.is_cached() { "cached" } else { "fail" }),
-            ("allowEmpty", if self.allow_empty { "true" } else { "false" }),
-            ("fileMode", if self.private { "0400" } else { "0444" }),
-            ("maxSize", if self.small { "12Ki" } else { "1Mi" }),
+            ("bucket", Some(bucket)),
+            ("sources", Some(&sources)),
+            ("view", Some(view)),
+            ("layout", self.layout.attribute()),
+            ("refresh", Some(refresh)),
+            ("whenUnavailable", linked(when_unavailable)),
+            ("allowEmpty", Some(if self.allow_empty { "true" } else { "false" })),
+            ("fileMode", Some(if self.private { "0400" } else { "0444" })),
+            ("maxSize", if self.small { Some("12Ki") } else { linked("1Mi") }),
         ];
-        all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        let given = all.iter().filter_map(|(name, value)| Some((*name, (*value)?)));
+        given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     /// A volume that never refreshes would show what was read before for a minute after an outage:
-    /// too long for a case.
+    /// too long for a case. What a `fuse` view has not read, only S3 has.
     pub(super) fn is_cached(self) -> bool {
-        self.cached && self.refresh != Refresh::Never
+        self.cached && self.refresh != Refresh::Never && self.view != View::Fuse
+    }
+
+    /// Whether a key that can be at this path holds that content.
+    pub(super) fn is_current(self, path: &str, content: &[u8], objects: &Objects) -> bool {
+        self.sources.parts().iter().any(|(prefix, place)| {
+            let key = match self.sources {
+                Sources::Key => Some((*prefix).to_owned()),
+                _ => path.strip_prefix(place).map(|below| format!("{prefix}{below}")),
+            };
+            key.and_then(|key| objects.get(&key)).is_some_and(|held| held == content)
+        })
     }
 
     /// What the volume shows if it shows what S3 has.
@@ -184,7 +201,7 @@ impl Shape {
     fn holds(self, tree: &Tree) -> bool {
         let pages = |node: &Node| match node {
             Node::File(content) => content.len().div_ceil(4096),
-            Node::Directory => 0,
+            _ => 0,
         };
         !self.small || tree.values().map(pages).sum::<usize>() <= 3
     }

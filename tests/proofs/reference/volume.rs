@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use nix::libc::{EACCES, EIO, ESTALE};
+
 use super::model::{Credential, Objects, Refresh, Service, Shape, World};
-use crate::tree::{History, Tree};
+use crate::tree::{History, Node, Tree};
 
 /// Whether a volume follows S3 now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub(super) struct Volume {
     /// What its sources held while it could not follow them: volumes that could may have had it
     /// listed, and a listing is shared for an interval.
     missed: Vec<Arc<Tree>>,
+    /// Paths and contents that were read of a `fuse` view, and with which credentials: they can be
+    /// read again whatever becomes of S3.
+    read: (Option<Credential>, BTreeSet<(String, Vec<u8>)>),
 }
 
 impl Volume {
@@ -37,8 +42,8 @@ impl Volume {
     /// read before.
     pub(super) fn published(shape: Shape, credential: Credential, shows: Vec<Arc<Tree>>) -> Self {
         let (one, shows) = (BTreeSet::from([credential]), History::new(shape.layout, shows));
-        let (last, missed) = (Some(credential), Vec::new());
-        Self { shape, shows, working: one.clone(), last, tried: one, missed }
+        let (last, missed, read) = (Some(credential), Vec::new(), Default::default());
+        Self { shape, shows, working: one.clone(), last, tried: one, missed, read }
     }
 
     /// The kubelet brought these credentials.
@@ -52,6 +57,76 @@ impl Volume {
         let lets = |credential: &Credential| world.lets(*credential, self.shape.sources);
         let working = || self.working.first().copied().filter(|_| self.working.len() == 1);
         self.last.filter(lets).or_else(|| working().filter(lets))
+    }
+
+    /// The credentials that a `fuse` view reads with, if that is certain.
+    fn reads_as(&self) -> Option<Credential> {
+        let is_certain = self.working.len() == 1 && self.tried == self.working;
+        self.working.first().copied().filter(|_| is_certain && self.last.is_some())
+    }
+
+    /// Takes in what was read of a `fuse` view, and what was not, while the bucket held `during`.
+    ///
+    /// # Errors
+    /// If something must have been readable, or failed for another reason than it may.
+    pub(super) fn see_reads(
+        &mut self,
+        world: &World,
+        seen: &Tree,
+        during: &[&Objects],
+    ) -> Result<(), String> {
+        let reader = self.reads_as();
+        if reader.is_some() && self.read.0 != reader {
+            self.read = (reader, BTreeSet::new());
+        }
+        for (path, node) in seen {
+            match node {
+                Node::File(content) if reader.is_some() => {
+                    self.read.1.insert((path.clone(), content.clone()));
+                }
+                Node::Unread { size, errno } => {
+                    let failed = self.check_unread(world, path, (*size, *errno), during);
+                    failed.map_err(|text| format!("{path:?}: {node:?}, but {text}"))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_unread(
+        &self,
+        world: &World,
+        path: &str,
+        (size, errno): (Option<u64>, i32),
+        during: &[&Objects],
+    ) -> Result<(), &'static str> {
+        let contents = self.shows.trees().filter_map(|tree| match tree.get(path) {
+            Some(Node::File(content)) => Some(content),
+            _ => None,
+        });
+        let is_it = |content: &&Vec<u8>| size.is_none_or(|size| size == content.len() as u64);
+        let contents: Vec<_> = contents.filter(is_it).collect();
+        let is_sure = self.reads_as().is_some() && self.reads_as() == self.read.0;
+        let was_read =
+            |content: &&&Vec<u8>| self.read.1.contains(&(path.to_owned(), (**content).clone()));
+        if is_sure && contents.iter().all(|content| was_read(&content)) {
+            return Err("it was read before");
+        }
+        let is_current = |content: &Vec<u8>| {
+            during.iter().all(|objects| self.shape.is_current(path, content, objects))
+        };
+        match errno {
+            ESTALE if contents.iter().all(|content| is_current(content)) => Err("it is current"),
+            ESTALE => Ok(()),
+            EIO | EACCES if world.flaky || self.reads_as().is_none() => Ok(()),
+            EIO if matches!(world.service, Service::Down | Service::Overloaded) => Ok(()),
+            EACCES if world.service == Service::Denying => Ok(()),
+            EACCES if self.reads_as().is_some_and(|it| !world.lets(it, self.shape.sources)) => {
+                Ok(())
+            }
+            _ => Err("nothing stands against reading it"),
+        }
     }
 
     /// It follows S3, and nothing is under way.

@@ -164,7 +164,7 @@ readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
-{{/* What the kubelet would mount into all containers of a pod, for one of them. */}}
+{{/* What the kubelet would mount into all containers of a pod, for some of them. */}}
 {{- define "s3view.tokenVolume" -}}
 name: token
 projected:

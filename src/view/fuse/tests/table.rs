@@ -94,6 +94,24 @@ fn files_of_one_source_share_where_they_come_from() {
 }
 
 #[test]
+fn a_table_is_of_its_listing_and_of_no_other() {
+    let files = [("a", "1", 1), ("d/b", "2", 2), ("d/e/c", "3", 3)];
+    let shown = table(&files);
+    assert!(shown.is_of(&listing(&files)));
+    let others = [
+        vec![("a", "1", 1), ("d/b", "2", 2)],
+        vec![("a", "1", 1), ("d/b", "2", 2), ("d/e/c", "4", 3)],
+        vec![("a", "1", 1), ("d/b", "2", 2), ("d/e/c", "3", 4)],
+        vec![("a", "1", 1), ("d/b", "2", 2), ("d/e/f", "3", 3)],
+        vec![("a", "1", 1), ("d/b", "2", 2), ("d/e/c", "3", 3), ("d/e/f", "4", 4)],
+        vec![("a", "1", 1), ("b", "2", 2), ("d/e/c", "3", 3)],
+    ];
+    for other in others {
+        assert!(!shown.is_of(&listing(&other)), "{other:?}");
+    }
+}
+
+#[test]
 fn what_is_unchanged_keeps_its_number_and_time() {
     let old = table(FILES);
     let mut later = listing(&[("a/b/c", "1", 7), ("a/x", "changed", 0), ("n/y", "4", 1)]);

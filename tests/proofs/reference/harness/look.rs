@@ -3,15 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    path::PathBuf,
+    io::ErrorKind,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{Harness, Slot};
 use crate::{
-    reference::generators::SLOTS,
-    tree::{self, Layout, Tree},
+    fixture::is_mount_point,
+    reference::{generators::SLOTS, model::View},
+    tree::{self, Layout, Node, Tree},
 };
 
 /// How long a volume may take to show what it must. The pauses after failures double.
@@ -23,11 +27,80 @@ const REPUBLISH: Duration = Duration::from_millis(300);
 /// For how long a reader goes on in one revision: shorter than a replaced one stays.
 const LAG: Duration = Duration::from_secs(5);
 
+/// A volume that is being read.
+pub(super) type Reading = JoinHandle<std::io::Result<Tree>>;
+
 /// A reader that resolved `..data` a while ago, and reads on in what it found.
 pub(super) struct Laggard {
     since: Instant,
     data: File,
     tree: Tree,
+}
+
+/// A file that has been open for a while: it stays what it was.
+pub(super) struct Held {
+    since: Instant,
+    path: String,
+    file: File,
+    content: Vec<u8>,
+    /// Whether what reads it may have become another.
+    may_fail: bool,
+}
+
+impl Slot {
+    /// Whoever reads for it from now on may not be allowed to, or not be there.
+    pub(super) fn may_fail(&mut self) {
+        self.held.iter_mut().for_each(|held| held.may_fail = true);
+    }
+
+    /// Reads the open file again, or opens one.
+    fn hold(&mut self, target: &Path) -> Result<(), String> {
+        let Some(held) = &self.held else {
+            self.held = Held::open(target).ok().flatten();
+            return Ok(());
+        };
+        let Held { path, content, .. } = held;
+        match held.read() {
+            Ok(read) if read == *content => {}
+            Ok(read) => return Err(format!("{path}: {} other bytes", read.len())),
+            Err(_) if held.may_fail => {}
+            Err(error) => return Err(format!("{path}: {error}")),
+        }
+        if held.since.elapsed() > LAG {
+            self.held = None;
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Opens some file that can be read.
+    fn open(target: &Path) -> std::io::Result<Option<Self>> {
+        let files =
+            Layout::Served.read(target)?.into_iter().filter_map(|(path, node)| match node {
+                Node::File(content) if !content.is_empty() => Some((path, content)),
+                _ => None,
+            });
+        let files: Vec<_> = files.collect();
+        let Some((path, content)) = files.get(fastrand::usize(..files.len().max(1))) else {
+            return Ok(None);
+        };
+        let (file, since) = (File::open(target.join(path))?, Instant::now());
+        let (path, content) = (path.clone(), content.clone());
+        let held = Self { since, path, file, content, may_fail: false };
+        // Another may have taken its place.
+        let is_it = held.read().is_ok_and(|read| read == held.content);
+        Ok(is_it.then_some(held))
+    }
+
+    /// Reads it from its beginning, and not what the kernel remembers.
+    fn read(&self) -> std::io::Result<Vec<u8>> {
+        tree::forget_pages(&self.file);
+        let mut content = vec![0; self.content.len() + 1];
+        let length = self.file.read_at(&mut content, 0)?;
+        content.truncate(length);
+        Ok(content)
+    }
 }
 
 impl Harness {
@@ -44,6 +117,7 @@ impl Harness {
             seen.push((*number, read, missing));
         }
         // What the volumes may show is told by what the bucket held until after they were read.
+        let before = self.world.objects.clone();
         self.refresh_objects();
         for slot in self.slots.iter_mut().flatten() {
             slot.volume.note(&mut self.world);
@@ -58,7 +132,55 @@ impl Harness {
             {
                 return Err(format!("slot {number}, {shape:?}: {path:?} is missing"));
             }
-            volume.shows.see(&read).map_err(|text| format!("slot {number}, {shape:?}: {text}"))?;
+            let failed = |text| format!("slot {number}, {shape:?}: {text}");
+            volume.shows.see(&read).map_err(failed)?;
+            let during = [&before, &self.world.objects];
+            volume.see_reads(&self.world, &read, &during).map_err(failed)?;
+        }
+        self.look_at_dead_mounts()
+    }
+
+    /// Who reads what nobody serves is told so at once.
+    fn look_at_dead_mounts(&self) -> Result<(), String> {
+        for (number, slot) in self.slots.iter().enumerate() {
+            let Some(slot) = slot.as_ref().filter(|slot| !slot.is_served) else { continue };
+            let target = self.fixture.kubelet.target(&slot.pod);
+            match std::fs::read_dir(&target).map(Iterator::count) {
+                Err(error) if error.kind() == ErrorKind::NotConnected => {}
+                // A publish in its place was refused.
+                _ if !is_mount_point(&target) => {}
+                read => {
+                    return Err(format!("slot {number} is served by nobody, and answers {read:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to read `fuse` views that the plugin is about to leave; see [`Harness::end_reads`].
+    pub(super) fn begin_reads(&self) -> Vec<(usize, Reading)> {
+        let targets = self.targets().into_iter();
+        let served = targets.filter(|(number, _)| {
+            self.slots[*number].as_ref().is_some_and(|it| it.volume.shape.view == View::Fuse)
+        });
+        let read = |target: PathBuf| std::thread::spawn(move || Layout::Served.read(&target));
+        served.map(|(number, target)| (number, read(target))).collect()
+    }
+
+    /// What came of reading while one plugin went and another one came: nothing wrong.
+    pub(super) fn end_reads(&mut self, reads: Vec<(usize, Reading)>) -> Result<(), String> {
+        let reads: Vec<_> = reads.into_iter().map(|(number, it)| (number, it.join())).collect();
+        self.refresh_objects();
+        for (number, read) in reads {
+            let read = read.expect("reading does not panic");
+            let volume = &mut self.slots[number].as_mut().expect("it is read").volume;
+            volume.note(&mut self.world);
+            let failed = |text| format!("slot {number}, {:?} over a restart: {text}", volume.shape);
+            let read = read.map_err(|error| failed(error.to_string()))?;
+            volume
+                .shows
+                .see(&read)
+                .map_err(|text| format!("slot {number}, over a restart: {text}"))?;
         }
         Ok(())
     }
@@ -67,8 +189,14 @@ impl Harness {
     pub(super) fn look_behind(&mut self) -> Result<(), String> {
         for (number, target) in self.targets() {
             let slot = self.slots[number].as_mut().expect("it has a target");
-            if slot.volume.shape.layout == Layout::Files {
-                continue;
+            match slot.volume.shape.layout {
+                Layout::Symlinks => {}
+                Layout::Files => continue,
+                Layout::Served => {
+                    let text = |text| format!("slot {number}, an open file: {text}");
+                    slot.hold(&target).map_err(text)?;
+                    continue;
+                }
             }
             let failed = |error| format!("slot {number}, a reader of an old revision: {error}");
             if let Some(Laggard { data, tree, since }) = &slot.laggard
@@ -87,10 +215,17 @@ impl Harness {
         Ok(())
     }
 
+    /// The volumes that somebody serves.
     fn targets(&self) -> Vec<(usize, PathBuf)> {
-        let target = |slot: &Slot| self.fixture.kubelet.target(&slot.pod);
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(number, slot)| Some((number, target(slot.as_ref()?)))).collect()
+        let served = slots.filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
+        let served = served.filter(|(_, slot)| slot.is_served && self.can_be_read(slot));
+        served.map(|(number, slot)| (number, self.fixture.kubelet.target(&slot.pod))).collect()
+    }
+
+    /// Whoever reads a `fuse` view without a plugin waits for one.
+    fn can_be_read(&self, slot: &Slot) -> bool {
+        slot.volume.shape.view != View::Fuse || self.fixture.plugin.is_some()
     }
 
     /// Waits until every volume shows exactly what it must, and nothing is under way any more.
