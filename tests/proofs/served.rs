@@ -213,6 +213,7 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &st
     fixture.put("k/changes", "0").await;
     let pod = fixture.pod("k").with("refresh", "100ms");
     let root = fixture.publish(&pod).await;
+    assert!(fuse.is_empty() || keeps_requests(&fixture), "it goes the way that is asked for");
     let expected = Arc::new(Expected { root, files });
     let readers = Readers::start(&expected);
     let other = fixture.home.path().join("another-build");
@@ -268,6 +269,16 @@ async fn one_kill(fixture: &mut Fixture, pod: &Pod, kill: u64) {
     }
 }
 
+fn ledgers(fixture: &Fixture) -> impl Iterator<Item = PathBuf> {
+    let volumes = std::fs::read_dir(fixture.home.path().join("disk/v1/volumes"));
+    volumes.expect("the store").map(|it| it.expect("a volume").path().join("ledger"))
+}
+
+/// Whether what was asked and not answered is kept on the disk.
+fn keeps_requests(fixture: &Fixture) -> bool {
+    ledgers(fixture).all(|ledger| ledger.join("taken").exists())
+}
+
 /// What must not grow.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
@@ -280,9 +291,7 @@ struct Figures {
 async fn figures(fixture: &Fixture) -> Figures {
     sleep(Duration::from_millis(500)).await;
     let plugin = fixture.plugin.as_ref().expect("it runs");
-    let volumes = std::fs::read_dir(fixture.home.path().join("disk/v1/volumes"));
-    let ledgers = volumes.expect("the store").map(|it| it.expect("a volume").path().join("ledger"));
-    let files = ledgers.flat_map(|it| std::fs::read_dir(it).expect("a ledger"));
+    let files = ledgers(fixture).flat_map(|it| std::fs::read_dir(it).expect("a ledger"));
     let ledger = files.map(|it| it.expect("a file").metadata().map_or(0, |it| it.len())).sum();
     Figures {
         plugin: descriptors(plugin.pid()),

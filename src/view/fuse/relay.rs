@@ -45,16 +45,13 @@ use super::{
     opens::RESENT,
     resume::pair,
     session::{THREADS, abort},
-    taken::{Asked, RELAYED, Taken},
+    taken::{Asked, INTERRUPT, RELAYED, Taken},
 };
 use crate::mount::{FuseConnection, put_in_place};
 
-const FORGET: u32 = 2;
 const OPEN: u32 = 14;
 const OPENDIR: u32 = 27;
-const INTERRUPT: u32 = 36;
 const DESTROY: u32 = 38;
-const BATCH_FORGET: u32 = 42;
 
 /// `struct fuse_out_header`: length, error, request.
 const OUT_HEADER: usize = 16;
@@ -277,21 +274,17 @@ impl Carrier {
         #[cfg(test)]
         super::tests::dies_at("taken");
         let asked = self.taken.landed().ok_or(Errno::EBADMSG)?;
-        match asked.operation {
-            FORGET | BATCH_FORGET => {}
-            INTERRUPT => {
-                let refusal = answer(asked.request, -(Errno::ENOSYS as i32));
-                // The request may have been answered meanwhile.
-                if let Err(error) = write(&*self.device, &refusal) {
-                    tracing::debug!(%error, "the kernel does not wait for an interrupt");
-                }
+        if asked.operation == INTERRUPT {
+            let refusal = answer(asked.request, -(Errno::ENOSYS as i32));
+            // The request may have been answered meanwhile.
+            if let Err(error) = write(&*self.device, &refusal) {
+                tracing::debug!(%error, "the kernel does not wait for an interrupt");
             }
-            _ => {
-                self.taken.keep(asked);
-                #[cfg(test)]
-                super::tests::dies_at("kept");
-                self.waiting.push_back(asked);
-            }
+        } else if asked.is_awaited() {
+            self.taken.keep(asked);
+            #[cfg(test)]
+            super::tests::dies_at("kept");
+            self.waiting.push_back(asked);
         }
         Ok(())
     }

@@ -25,7 +25,6 @@ use std::{
 };
 
 use memmap2::MmapRaw;
-use nix::fcntl::posix_fallocate;
 
 use super::{
     ResumeError,
@@ -56,6 +55,11 @@ const IN_HEADER: usize = 40;
 /// The most bytes that an answer carries, and that the kernel would write. A message of this size
 /// never needs more than a few adjacent pages of the kernel's memory.
 pub(super) const RELAYED: u32 = 64 << 10;
+
+/// Nobody waits for an answer to these, and none is kept.
+const FORGET: u32 = 2;
+pub(super) const INTERRUPT: u32 = 36;
+const BATCH_FORGET: u32 = 42;
 
 /// What a request begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,11 @@ impl Asked {
         let is_one = (IN_HEADER..=message.len()).contains(&length) && request != 0;
         is_one.then_some(Self { length, operation, request })
     }
+
+    /// Whether somebody waits for the answer.
+    pub(super) fn is_awaited(self) -> bool {
+        !matches!(self.operation, FORGET | INTERRUPT | BATCH_FORGET)
+    }
 }
 
 impl Taken {
@@ -104,10 +113,9 @@ impl Taken {
     /// What the file system answers.
     pub(super) fn create(ledger: &Ledger) -> io::Result<Self> {
         let map = replace(&ledger.taken(), |mut file| {
-            file.write_all(MAGIC)?;
-            file.write_all(&[VERSION])?;
-            file.write_all(&ledger.mount().to_le_bytes())?;
-            posix_fallocate(file, 0, SIZE.try_into().expect("a small file"))?;
+            let mut content = [MAGIC, &[VERSION], &ledger.mount().to_le_bytes()].concat();
+            content.resize(SIZE, 0);
+            file.write_all(&content)?;
             MmapRaw::map_raw(file)
         })?;
         Ok(Self { free: (0..MOST).rev().collect(), ..Self::of(map) })
@@ -150,6 +158,7 @@ impl Taken {
             found.push(asked);
         }
         if let Some(asked) = Asked::of(self.part(LANDING, LANDING_SIZE))
+            && asked.is_awaited()
             && !self.places.contains_key(&asked.request)
         {
             self.keep(asked);
@@ -254,6 +263,8 @@ impl Taken {
 mod tests {
     use std::{fs, path::Path};
 
+    use test_case::test_case;
+
     use super::*;
 
     fn message(operation: u32, request: u64, length: usize) -> Vec<u8> {
@@ -344,6 +355,20 @@ mod tests {
         taken.answered(4);
         assert!(taken.has_room());
         assert_eq!(left(&ledger), [(2, 80)]);
+    }
+
+    #[test_case(FORGET)]
+    #[test_case(INTERRUPT)]
+    #[test_case(BATCH_FORGET)]
+    fn what_nobody_waits_for_is_not_left(operation: u32) {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, mut taken) = create(directory.path());
+        take(&mut taken, 2, 80);
+        for length in [56, 4000] {
+            assert!(!land(&mut taken, &message(operation, 4, length)).is_awaited());
+            assert_eq!(left(&ledger), [(2, 80)]);
+            assert!(died(&ledger).0.has_room());
+        }
     }
 
     #[test]
