@@ -80,7 +80,7 @@ const LINES: [&str; 8] = [
 async fn column(server: &Server, peer: Option<Peer>) -> (String, Line) {
     let nothing = || vec!["-".to_owned(); LINES.len()];
     let (head, who) = match peer {
-        None => ("s3view".to_owned(), Who::Ours(Node::with_keeper(&server.url()).await)),
+        None => ("s3view".to_owned(), Who::Ours(Box::new(Node::with_keeper(&server.url()).await))),
         Some(peer) => match peer.version() {
             Ok(version) => (version, Who::Peer(peer, server.url())),
             Err(missing) => return (missing, nothing()),
