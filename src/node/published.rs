@@ -264,7 +264,9 @@ impl Published {
     /// Takes over a way to S3 that is not needed now.
     pub(super) fn hold(&self, recipe: &Arc<Recipe>, principal: &SealedPrincipal) {
         self.read_as(recipe, principal);
-        self.state.lock().recipe = Some(Arc::clone(recipe));
+        let mut state = self.state.lock();
+        state.health.recovered(recipe);
+        state.recipe = Some(Arc::clone(recipe));
     }
 
     /// Has a `fuse` view read with a recipe's credentials. What the new principal may not read is

@@ -115,7 +115,9 @@ impl Node {
             published.read_as(&recipe, &self.0.seal(&recipe));
         }
         let is_known = known.as_ref().is_some_and(|known| known.access() == recipe.access());
-        let follows = recipe.spec.refresh != Refresh::Never || published.is_fallback();
+        // A `fuse` view that follows nothing still reads, and so must know that others work.
+        let tries = known.is_some() && !is_known && published.fused.is_some();
+        let follows = recipe.spec.refresh != Refresh::Never || published.is_fallback() || tries;
         let is_member = self.0.refresher.has(&asked, published);
         let interval = published::interval(&recipe);
         if is_known {

@@ -98,6 +98,11 @@ impl Node {
         let (Member { published, recipe, .. }, listing) = (member, &current.listing);
         let config = self.0.config();
         check_grants(&config, recipe)?;
+        if published.fused.is_some() && member.wants_one_success() {
+            // What it shows stays; S3 knows the credentials that it reads with from now on.
+            published.hold(recipe, &self.0.seal(recipe));
+            return Ok(Outcome::Unchanged);
+        }
         let Plan { changes, need } = self.plan_refresh(member, listing).await?;
         if changes.is_empty() && need.is_nothing() {
             self.confirm(member, current, Proven::Before).await?;
