@@ -14,7 +14,10 @@ use s3view::{
     telemetry::log::{self, LogFormat},
     units::parse_duration,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
@@ -178,12 +181,16 @@ fn options(arguments: Arguments) -> Result<NodeOptions, Problems> {
 fn run(options: NodeOptions) -> anyhow::Result<()> {
     s3view::mount::forbid_core_dumps().context("failed to switch off core dumps")?;
     s3view::mount::raise_descriptor_limit().context("failed to raise the descriptor limit")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)
         .build()
         .context("failed to start the runtime")?;
-    let outcome = runtime.block_on(async {
+    // It ends with the process. Ended before, it would answer every read under way with an error,
+    // which the next process could still serve; and work that hangs (a disk, a network file system)
+    // would keep the process.
+    let runtime: &'static Runtime = Box::leak(Box::new(runtime));
+    runtime.block_on(async {
         let stopped = stopped()?;
         let app = NodeApp::build(options).await?;
         let stop = CancellationToken::new();
@@ -194,10 +201,7 @@ fn run(options: NodeOptions) -> anyhow::Result<()> {
             () = stopped => stop.cancel(),
         }
         Ok(running.await?)
-    });
-    // Blocking work that hangs (a disk, a network file system) must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    })
 }
 
 /// Completes at SIGTERM or SIGINT, which are caught from the call on.

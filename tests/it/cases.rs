@@ -3,7 +3,7 @@
 use futures::future::BoxFuture;
 
 use crate::{
-    clock, driver, faults,
+    clock, driver, endurance, faults,
     fixture::Fixture,
     identity, lifecycle, mutual, outage, policy, protocol, radosgw, refresh, requests, resources,
     rotation, secrecy, served, sharing,
@@ -467,6 +467,16 @@ pub(crate) fn served() -> Vec<Case> {
             unpublish_works_while_nobody_serves,
             a_mount_whose_ledger_is_lost_is_given_up,
             what_does_not_apply_is_refused,
+        }
+        endurance {
+            a_read_outlives_an_orderly_stop,
+            a_smaller_store_serves_what_is_open,
+            a_stalled_answer_ends_the_wait,
+            calls_that_race_leave_one_volume_or_none,
+            credentials_that_s3_refuses_leave_reads_alone,
+            names_at_the_limits_outlive_a_restart,
+            namespaces_that_share_nothing_read_the_same,
+            volumes_that_come_and_go_leave_nothing,
         }
     );
     cases.to_vec()

@@ -18,6 +18,7 @@ mod support;
 mod cases;
 mod clock;
 mod driver;
+mod endurance;
 mod faults;
 mod fixture;
 mod identity;

@@ -20,13 +20,13 @@ use crate::{
 };
 
 /// The parts of large objects.
-const PART: usize = 8 << 20;
+pub(crate) const PART: usize = 8 << 20;
 
 const ESTALE: i32 = nix::libc::ESTALE;
-const EIO: i32 = nix::libc::EIO;
+pub(crate) const EIO: i32 = nix::libc::EIO;
 
 /// Bytes in which no part is like another.
-fn content(length: usize) -> Vec<u8> {
+pub(crate) fn content(length: usize) -> Vec<u8> {
     let mut state = 7_u32;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -36,12 +36,12 @@ fn content(length: usize) -> Vec<u8> {
 }
 
 /// Reads without holding a thread of the runtime.
-async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
     blocking(move || std::fs::read(path)).await
 }
 
 /// Begins to read a range of a file that is open.
-fn read_meanwhile(
+pub(crate) fn read_meanwhile(
     file: &File,
     offset: u64,
     size: usize,
@@ -54,7 +54,7 @@ fn read_meanwhile(
     spawn_owned(blocking(read))
 }
 
-fn errno(error: &std::io::Error) -> Option<i32> {
+pub(crate) fn errno(error: &std::io::Error) -> Option<i32> {
     error.raw_os_error()
 }
 
