@@ -435,8 +435,10 @@ fn is_about_the_medium(error: &StoreError) -> bool {
         | StoreError::NoSpace { .. }
         | StoreError::ReadOnly { .. }
         | StoreError::Inodes { .. }
-        | StoreError::Io { .. } => true,
-        StoreError::Locked { .. } | StoreError::Gone | StoreError::Corrupt(_) => false,
+        | StoreError::Io { .. }
+        // Somebody else needed the room before it could be opened.
+        | StoreError::Gone => true,
+        StoreError::Locked { .. } | StoreError::Corrupt(_) => false,
     }
 }
 
