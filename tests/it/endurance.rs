@@ -132,7 +132,7 @@ pub(crate) async fn calls_that_race_leave_one_volume_or_none(fixture: Fixture) {
         if round % 5 == 4 {
             fixture.publish(&pod).await;
             assert_eq!(tree(&target)["keystore.jks"], "keystore");
-            assert_eq!(fixture.home.mounts(), [target.clone()]);
+            assert_eq!(fixture.home.mounts(), std::slice::from_ref(&target));
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -226,7 +226,7 @@ pub(crate) async fn a_smaller_store_serves_what_is_open(mut fixture: Fixture) {
     let target = fixture.publish(&pod).await;
     let all = |target: PathBuf| async move {
         for number in 0..20_u8 {
-            assert_eq!(read(target.join(number.to_string())).await.unwrap(), [number; 300_000]);
+            assert_eq!(read(target.join(number.to_string())).await.unwrap(), vec![number; 300_000]);
         }
         read(target.join("large")).await.unwrap()
     };

@@ -132,8 +132,8 @@ impl Victim {
             node.put(prefix, &objects);
             let linked = [Layout::Symlinks, Layout::Files];
             let linked = linked.map(|layout| [("tmpfs", layout), ("disk", layout)]);
-            let served = can_serve().then_some(("fuse", Layout::Served));
-            for (view, layout) in linked.into_iter().flatten().chain(served) {
+            let on_demand = can_serve().then_some(("fuse", Layout::Served));
+            for (view, layout) in linked.into_iter().flatten().chain(on_demand) {
                 node.volumes.push(Volume {
                     pod: node.pod(prefix, view, layout),
                     prefix,

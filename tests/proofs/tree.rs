@@ -207,7 +207,7 @@ impl History {
             self.trees.drain(..older);
             self.newer = None;
         }
-        let at = served::fits(seen, self.trees.iter().map(|tree| &**tree))?;
+        let at = served::fits(seen, &self.trees.iter().map(|tree| &**tree))?;
         if at > 0 && self.newer.is_none() {
             self.newer = Some((Arc::clone(&self.trees[at]), Instant::now()));
         }

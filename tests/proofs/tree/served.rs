@@ -90,7 +90,7 @@ pub(crate) fn forget_pages(file: &File) {
 /// Returns the place of the oldest tree that must have been shown by now.
 pub(super) fn fits<'a>(
     seen: &Tree,
-    trees: impl Iterator<Item = &'a Tree> + Clone,
+    trees: &(impl Iterator<Item = &'a Tree> + Clone),
 ) -> Result<usize, String> {
     let mut newest = 0;
     let listed = seen.iter().filter(|(_, node)| **node == Node::Directory).map(|(path, _)| &**path);
