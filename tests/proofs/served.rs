@@ -230,7 +230,9 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &st
             grown.push(figures(&fixture).await);
         }
     }
-    // All of them go on after the last kill.
+    // All of them go on after the last kill, once the kubelet has been there: without credentials,
+    // what has to be asked of S3 would wait for minutes, and then fail.
+    fixture.publish(&pod).await;
     let reads = || readers.reads.iter().map(|it| it.load(Ordering::Relaxed)).collect::<Vec<_>>();
     let before = reads();
     for _ in 0..1000 {
