@@ -218,6 +218,8 @@ impl Node {
             Action::Leave(key) => {
                 let target = entries[key].target.display();
                 tracing::warn!(target_path = %target, "a volume that cannot be reached is left");
+                // The keeper goes on to hold its mount.
+                kept.remove(key);
                 Ok(())
             }
             Action::Discard(key) => {
