@@ -186,6 +186,12 @@ impl Entry {
         Self { summary, principal: Some(principal), ..self }
     }
 
+    /// Whether it says all that its view needs: a mount that is served is never adopted without a
+    /// record.
+    fn is_whole(&self) -> bool {
+        self.view != ViewKind::Fuse || self.shape.is_some()
+    }
+
     /// The key of the entry's target path.
     pub(super) fn key(&self) -> VolumeKey {
         VolumeKey::of(&self.target)
@@ -277,7 +283,7 @@ fn read(path: &Path) -> Option<Entry> {
     let text = std::fs::read(path).ok()?;
     text.rsplit(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
-        .find(|entry| entry.format == FORMAT)
+        .find(|entry| entry.format == FORMAT && entry.is_whole())
 }
 
 #[cfg(test)]
