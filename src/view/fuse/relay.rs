@@ -75,6 +75,8 @@ pub(super) struct Ends {
     pub(super) device: Arc<OwnedFd>,
     /// The end of the socket pair that the library does not have.
     pub(super) ours: OwnedFd,
+    /// Another descriptor of the end that the library has.
+    pub(super) theirs: OwnedFd,
     pub(super) connection: FuseConnection,
 }
 
@@ -92,26 +94,19 @@ impl Relay {
         let taken = Taken::create(ledger).map_err(FuseError::Ledger)?;
         let failed = |source| FuseError::Session { action: "pass requests on to", source };
         let (ours, theirs) = pair().map_err(failed)?;
-        put_in_place(theirs, session).map_err(failed)?;
-        let ends = Ends { device, ours, connection };
-        Self::start(ends, session, taken, Vec::new()).map_err(failed)
+        put_in_place(&theirs, session).map_err(failed)?;
+        let ends = Ends { device, ours, theirs, connection };
+        Self::start(ends, taken, Vec::new()).map_err(failed)
     }
 
-    /// Starts to carry requests to a session that has the other end of `ends.ours`; first of all
-    /// those that a former process left.
+    /// Starts to carry requests; first of all those that a former process left.
     ///
     /// The thread ends when the session does, some time after the relay is dropped.
     ///
     /// # Errors
     /// What the system answers; then nothing was taken.
-    pub(super) fn start(
-        ends: Ends,
-        session: &Session<Adapter>,
-        taken: Taken,
-        left: Vec<Asked>,
-    ) -> io::Result<Self> {
-        let Ends { device, ours, connection } = ends;
-        let answers = session.as_fd().try_clone_to_owned()?;
+    pub(super) fn start(ends: Ends, taken: Taken, left: Vec<Asked>) -> io::Result<Self> {
+        let Ends { device, ours, theirs, connection } = ends;
         never_wait(&*device)?;
         never_wait(&ours)?;
         let (settle, settled) = mpsc::channel();
@@ -134,7 +129,7 @@ impl Relay {
             }
         };
         thread::Builder::new().name("fuse-relay".into()).spawn(run)?;
-        Ok(Self { answers, settled: Mutex::new(settled) })
+        Ok(Self { answers: theirs, settled: Mutex::new(settled) })
     }
 
     /// Waits until the kernel has all answers that were sent before.
@@ -332,4 +327,34 @@ fn answer(request: u64, error: i32) -> Vec<u8> {
 fn destroy() -> Vec<u8> {
     // struct fuse_in_header: length, operation, 8 bytes of number, inode 0, nobody.
     [40, DESTROY, 2, 0, 0, 0, 0, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket in the place of the device tells when something was sent to the kernel.
+    #[test]
+    fn what_was_answered_is_with_the_kernel_when_it_has_settled() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Ledger::create(directory.path()).unwrap();
+        let ((kernel, device), (ours, theirs)) = (pair().unwrap(), pair().unwrap());
+        never_wait(&kernel).unwrap();
+        let library = theirs.try_clone().unwrap();
+        let connection = FuseConnection::from_number(u32::MAX);
+        let ends = Ends { device: Arc::new(device), ours, theirs, connection };
+        let relay = Relay::start(ends, Taken::create(&ledger).unwrap(), Vec::new()).unwrap();
+        for round in 0..200 {
+            let answers = [1, 2, 3].map(|n| answer(8 * round + n, 0));
+            for answer in &answers {
+                write(&library, answer).unwrap();
+            }
+            relay.settle();
+            for answer in &answers {
+                let mut found = [0; 64];
+                let length = read(&kernel, &mut found).unwrap();
+                assert_eq!(&found[..length], answer);
+            }
+        }
+    }
 }

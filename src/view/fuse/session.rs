@@ -257,8 +257,9 @@ impl FuseMount {
         let (session, ours) = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
             .map_err(failed("begin to serve"))?;
         let relay = if let Some((taken, left)) = taken {
-            let ends = Ends { device, ours, connection };
-            Some(Relay::start(ends, &session, taken, left).map_err(failed("take over"))?)
+            let theirs = session.as_fd().try_clone_to_owned().map_err(failed("take over"))?;
+            let ends = Ends { device, ours, theirs, connection };
+            Some(Relay::start(ends, taken, left).map_err(failed("take over"))?)
         } else {
             put_in_place(&device, &session).map_err(failed("take over"))?;
             // First of all: what is read twice would be answered twice.
