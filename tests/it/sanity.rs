@@ -169,5 +169,5 @@ fn compare(
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(specs.values().filter(|state| *state == "passed").count() >= 30, "too few have run");
+    assert!(specs.values().filter(|state| *state == "passed").count() >= 28, "too few have run");
 }
