@@ -4,8 +4,8 @@ use std::{future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use mimalloc::MiMalloc;
 use s3view::{
+    allocator::Allocator,
     app::{ConfigFile, KeepOptions, NodeApp, NodeOptions, RunError, keep},
     config::Config,
     failure::full_message,
@@ -20,7 +20,7 @@ use tracing::level_filters::LevelFilter;
 
 /// A request of the SDK makes some hundred allocations: they are a seventh of its time with glibc's.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// `EX_USAGE` of sysexits.h: the command line or the configuration is wrong.
 const EX_USAGE: u8 = 64;

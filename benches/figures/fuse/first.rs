@@ -25,6 +25,7 @@ pub(crate) async fn run() {
     read_through(&node.target(&stays).join("file")).await;
     bare.read_all("first/", 1).await;
     server.reset_requests();
+    let before = node.memory_kib("VmRSS");
     let (mut pairs, mut publishes) = (Pairs::default(), Vec::new());
     for turn in 0..TURNS {
         let prefix = format!("first-{turn}");
@@ -41,4 +42,6 @@ pub(crate) async fn run() {
     let target = Target::AtMost(3.0);
     let how = format!("{pairs}; {:.2?} of it the publish", median(&publishes));
     report::figure("times a bare LIST and GET", pairs.slowdown(), target, how);
+    let each = (node.memory_kib("VmRSS") - before) / f64::from(TURNS);
+    report::figure("memory of each volume, KiB", each, Target::None, "resident");
 }
