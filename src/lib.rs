@@ -14,6 +14,7 @@
 //!               who asks; what operators see; who owns a task; who may connect
 //! volume, config, listing, relpath, glob, object, certificate, units, problems, failure, packed
 //!               plain data and pure decisions
+//! allocator     the program's memory
 //! ```
 //!
 //! The words: a *source* is a bucket and prefix at an *endpoint*; it resolves to a *listing* of
@@ -21,6 +22,8 @@
 //! *revision*; content is kept as *blobs* in a *store* and handed out to a *principal* whom S3 let
 //! read it; a *view* is what the pod sees.
 
+#[expect(unsafe_code, reason = "an allocator is nothing else")]
+pub mod allocator;
 pub mod app;
 pub mod certificate;
 pub mod cluster;

@@ -22,6 +22,8 @@ type Module = (&'static str, &'static [&'static str]);
 
 /// The layers, lowest first: a module uses lower layers, and of its own only what is listed.
 const LAYERS: &[&[Module]] = &[
+    // The program's memory.
+    &[("allocator", &[])],
     // Plain data and pure decisions.
     &[
         ("failure", &[]),
@@ -73,9 +75,12 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("fuser", &["view::fuse"]),
     ("hyper*", &["source::s3", "cluster"]),
     ("libc", &["mount"]),
-    // Outside of `mount`: files by descriptor, the lock on the state directory, the 0600 socket,
+    // Outside of `mount`: mappings, files by descriptor, the lock on the state directory, the 0600 socket,
     // who is at its other end, and signals without a runtime.
-    ("nix", &["mount", "store", "view", "node::start", "socket", "keeper", "app::keeper"]),
+    (
+        "nix",
+        &["allocator", "mount", "store", "view", "node::start", "socket", "keeper", "app::keeper"],
+    ),
     ("prost*", &["csi"]),
     // Extended attributes, which nix does not have; descriptors over a socket without `unsafe`.
     ("rustix", &["store", "keeper", "mount::selinux"]),

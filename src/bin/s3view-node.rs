@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use mimalloc::MiMalloc;
 use s3view::{
+    allocator::Allocator,
     app::{
         KeepOptions, LogArguments, NodeApp, NodeOptions, PluginArguments, PluginOptions, RunError,
         keep, program,
@@ -16,7 +16,7 @@ use s3view::{
 
 /// A request of the SDK makes some hundred allocations: they are a seventh of its time with glibc's.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// Mounts S3 prefixes as read-only volumes: the CSI node plugin.
 #[derive(Debug, Parser)]

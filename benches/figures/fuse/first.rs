@@ -2,7 +2,7 @@
 
 use super::{fuse_pod, read_through};
 use crate::{
-    measure::{Pairs, per_turn, timed},
+    measure::{Pairs, median, per_turn, timed},
     node::{BUCKET, Node, server},
     report::{self, Target},
     support::s3::Options,
@@ -25,17 +25,23 @@ pub(crate) async fn run() {
     read_through(&node.target(&stays).join("file")).await;
     bare.read_all("first/", 1).await;
     server.reset_requests();
-    let mut pairs = Pairs::default();
+    let before = node.memory_kib("VmRSS");
+    let (mut pairs, mut publishes) = (Pairs::default(), Vec::new());
     for turn in 0..TURNS {
         let prefix = format!("first-{turn}");
         put(&prefix);
         let pod = fuse_pod(&prefix);
         let file = node.target(&pod).join("file");
-        let ours = node.publish(&pod).await + read_through(&file).await;
+        let published = node.publish(&pod).await;
+        let ours = published + read_through(&file).await;
+        publishes.push(published);
         pairs.add(ours, timed(bare.read_all(&format!("{prefix}/"), 1)).await);
     }
     let requests = per_turn(server.requests().total(), TURNS) - 2.0;
     report::figure("requests", requests, Target::AtMost(2.0), "1 LIST, 1 GET");
     let target = Target::AtMost(3.0);
-    report::figure("times a bare LIST and GET", pairs.slowdown(), target, pairs);
+    let how = format!("{pairs}; {:.2?} of it the publish", median(&publishes));
+    report::figure("times a bare LIST and GET", pairs.slowdown(), target, how);
+    let each = (node.memory_kib("VmRSS") - before) / f64::from(TURNS);
+    report::figure("memory of each volume, KiB", each, Target::None, "resident");
 }

@@ -14,6 +14,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::OnceCell,
+    task::yield_now,
     time::{Duration, Instant, sleep, timeout_at},
 };
 
@@ -28,7 +29,7 @@ use crate::{
     object::Object,
     source::{Principal, SourceError, s3::S3Source},
     store::{BlobId, Lease, Sparse, StoreError, Variant, Wanted, read_exact, read_resident},
-    task::{blocking, spawn_owned},
+    task::{blocking, blocking_here, spawn_owned},
 };
 
 /// How long to wait before S3 is tried again after all retries of a request.
@@ -149,6 +150,8 @@ impl Reading {
             self.engine.0.demand.finish(content, || self.opening());
             return read_at(sparse, offset..end).await;
         }
+        // Who asks polls once where nothing may wait: the rest is for a task.
+        yield_now().await;
         self.within(|| self.read_through(offset..end)).await
     }
 
@@ -237,16 +240,9 @@ impl Reading {
 
     /// Opens the blob's file, copying one if those there are belong to others.
     async fn opened(&self, lease: Arc<Lease>, opening: &Opening) -> Result<Arc<Whole>, FetchError> {
-        let (store, sharers) = (opening.store.clone(), opening.sharers);
+        let opening = opening.clone();
         let (id, size) = (BlobId::of(&self.object.version), self.object.version.size);
-        let open = move || {
-            let variant = Variant::shown_by_none(sharers);
-            let wanted = || vec![Wanted { id, variant, size }];
-            let _room = (!lease.opens(sharers)).then(|| store.reserve(wanted(), 0)).transpose()?;
-            let file = Arc::new(lease.open(sharers)?);
-            Ok::<_, StoreError>(Arc::new(Whole { file, sharers, _lease: lease }))
-        };
-        Ok(blocking(open).await?)
+        blocking(move || open_blob(lease, &opening, id, size)).await
     }
 
     /// Asks S3 whether the principal may read it, unless that is known.
@@ -303,15 +299,16 @@ impl Reading {
         let variant = Variant::shown_by_none(opening.sharers);
         let (id, size) = (BlobId::of(&self.object.version), self.object.version.size);
         let store = opening.store.clone();
-        let reserve = move || store.reserve(vec![Wanted { id, variant, size }], 0);
-        let reservation = Arc::new(blocking(reserve).await?);
+        let reserve = || store.reserve(vec![Wanted { id, variant, size }], 0);
+        let reservation = Arc::new(blocking_here(reserve)?);
         let (source, store) = (opening.source.clone(), opening.store.clone());
         let progress = Arc::new(Progress::default());
         let order = Order { source, store, variant, progress };
         let leases = self.engine.fetch(&order, vec![self.object.clone()], &reservation).await?;
         let (_, lease) = leases.into_iter().next().ok_or(StoreError::Gone)?;
         self.note_proof(&opening.source);
-        self.opened(lease, opening).await
+        // One open(2): what was just stored needs no copy and no verification.
+        blocking_here(|| open_blob(lease, opening, id, size))
     }
 
     async fn shared(&self, opening: &Opening) -> Arc<Content> {
@@ -422,6 +419,21 @@ impl Reading {
             }));
         }
     }
+}
+
+/// Blocks.
+fn open_blob(
+    lease: Arc<Lease>,
+    opening: &Opening,
+    id: BlobId,
+    size: u64,
+) -> Result<Arc<Whole>, FetchError> {
+    let Opening { store, sharers, .. } = opening;
+    let variant = Variant::shown_by_none(*sharers);
+    let wanted = || vec![Wanted { id, variant, size }];
+    let _room = (!lease.opens(*sharers)).then(|| store.reserve(wanted(), 0)).transpose()?;
+    let file = Arc::new(lease.open(*sharers)?);
+    Ok(Arc::new(Whole { file, sharers: *sharers, _lease: lease }))
 }
 
 async fn outcome_of(flight: Flight) -> (Flight, Result<Landed, FetchError>) {
