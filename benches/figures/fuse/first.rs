@@ -32,9 +32,9 @@ pub(crate) async fn run() {
         put(&prefix);
         let pod = fuse_pod(&prefix);
         let file = node.target(&pod).join("file");
-        let published = node.publish(&pod).await;
-        let ours = published + read_through(&file).await;
-        publishes.push(published);
+        let took = node.publish(&pod).await;
+        let ours = took + read_through(&file).await;
+        publishes.push(took);
         pairs.add(ours, timed(bare.read_all(&format!("{prefix}/"), 1)).await);
     }
     let requests = per_turn(server.requests().total(), TURNS) - 2.0;
