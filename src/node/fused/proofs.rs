@@ -43,6 +43,8 @@ impl Proofs {
     /// Reads the file.
     pub(super) fn open(directory: &Path) -> Self {
         let path = directory.join(NAME);
+        // A crash may have left what was to take its place; mostly there is none.
+        drop(std::fs::remove_file(path.with_extension("new")));
         let (sealed, known) = std::fs::read(&path).ok().and_then(|it| parse(&it)).unzip();
         Self { path, sealed, known: known.unwrap_or_default(), principal: None, file: None }
     }
