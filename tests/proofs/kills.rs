@@ -282,11 +282,11 @@ impl Victim {
 
     fn hear(&mut self, calls: Vec<Call>) {
         for (number, publishes, answered) in calls {
-            let before = self.volumes[number].state;
+            let Volume { state: before, may_be_dead, .. } = self.volumes[number];
             let state = match (publishes, answered) {
                 (true, true) => State::Published,
-                // A republish that is not answered changes nothing.
-                (true, false) if before == State::Published => State::Published,
+                // A republish that is not answered changes nothing, unless it replaces a dead mount.
+                (true, false) if before == State::Published && !may_be_dead => State::Published,
                 (false, true) => State::Absent,
                 (_, false) => State::Unknown,
             };
