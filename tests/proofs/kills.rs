@@ -56,7 +56,7 @@ pub(crate) fn trials(ids: Ids) -> Vec<Trial> {
 
 fn no_kill_leaves_or_loses_anything(ids: Ids) -> Result<(), String> {
     let seed = number("S3VIEW_KILL_SEED", fastrand::u64(..));
-    let kills = number("S3VIEW_KILLS", 300);
+    let kills = number("S3VIEW_KILLS", 150);
     run(cycles(ids, seed, kills)).map_err(|error| format!("S3VIEW_KILL_SEED={seed}: {error}"))
 }
 
