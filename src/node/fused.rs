@@ -100,6 +100,7 @@ impl Fused {
     /// # Cancellation
     /// The session ends by itself when nothing is open any more.
     pub(super) async fn close(&self) {
+        self.content.give_up();
         let Some(mount) = self.mount.lock().take() else { return };
         // Nobody shows a listing in it any more: that is done under the target's lock.
         if let Some(mount) = Arc::into_inner(mount)

@@ -152,6 +152,11 @@ impl VolumeContent {
         }
     }
 
+    /// Gives up what is fetched ahead: nobody will read it here.
+    pub(in crate::node) fn give_up(&self) {
+        self.0.ahead.lock().clear();
+    }
+
     /// Why reads failed lately.
     pub(in crate::node) fn trouble(&self) -> Option<String> {
         let trouble = self.0.trouble.lock();
