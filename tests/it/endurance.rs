@@ -31,14 +31,15 @@ const MANY: usize = 200;
 pub(crate) async fn a_read_outlives_an_orderly_stop(mut fixture: Fixture) {
     let expected = content(3 * PART);
     fixture.put("w/file", expected.clone()).await;
-    fixture.put("w/small", "small").await;
+    // In another directory: a neighbour would be fetched already.
+    fixture.put("w/d/small", "small").await;
     let pod = fixture.pod("w");
     let target = fixture.publish(&pod).await;
     // Past the page cache: what the kernel asks for ahead it would ask for again.
     let mut direct = File::options();
     direct.read(true).custom_flags(nix::libc::O_DIRECT);
     let file = direct.open(target.join("file")).unwrap();
-    let small = direct.open(target.join("small")).unwrap();
+    let small = direct.open(target.join("d/small")).unwrap();
     fixture.embedded().faults().add(Fault::get(Action::Stall(1)));
     let reading = read_meanwhile(&file, PART as u64, 1000);
     let small = read_meanwhile(&small, 0, 5);
