@@ -5,20 +5,16 @@
 //! unless there is no keeper: then it is handed over as soon as there is one.
 //!
 //! ```text
-//! <disk store>/volumes/<key>/ledger     what another process needs to go on with the mount
-//! <disk store>/volumes/<key>/proofs     what S3 let its principal read
+//! <memory store>/volumes/<key>/ledger   what another process needs to go on with the mount
+//! <memory store>/volumes/<key>/proofs   what S3 let its principal read
+//! <disk store>/volumes/<key>/ledger     the part of the ledger that is too large for memory
 //! ```
 
 mod content;
 mod near;
 mod proofs;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
@@ -35,7 +31,7 @@ use crate::{
     listing::Listing,
     mount::TargetPath,
     store::Medium,
-    view::fuse::{FuseMount, FuseOptions},
+    view::fuse::{FuseMount, FuseOptions, LedgerPlace},
 };
 
 /// How long a publish waits for the keeper. One that is away is not waited for.
@@ -112,13 +108,14 @@ impl Fused {
 }
 
 impl Context {
-    fn ledger(&self, key: &VolumeKey) -> PathBuf {
-        self.directory(Medium::Disk, key).join("ledger")
+    fn ledger(&self, key: &VolumeKey) -> LedgerPlace {
+        let on = |medium| self.directory(medium, key).join("ledger");
+        LedgerPlace { memory: on(Medium::Memory), disk: on(Medium::Disk) }
     }
 
     /// The content of a volume that is about to be published. Blocks.
     pub(super) fn content(&self, recipe: &Recipe, key: &VolumeKey) -> Result<Fused, NodeError> {
-        let directory = self.directory(Medium::Disk, key);
+        let directory = self.directory(Medium::Memory, key);
         fresh(&directory).map_err(|error| NodeError::ledger(&directory, error))?;
         let content = VolumeContent::new(self, &directory);
         content.renew(&recipe.source, &self.seal(recipe));
@@ -139,10 +136,12 @@ impl Context {
         let key = VolumeKey::of(path.as_path());
         self.registry.write(entry)?;
         let ledger = self.ledger(&key);
-        fresh(&ledger).map_err(|error| NodeError::ledger(&ledger, error))?;
+        for directory in [&ledger.memory, &ledger.disk] {
+            remove(directory).map_err(|error| NodeError::ledger(directory, error))?;
+        }
         let target = self.kubelet.create_target(path)?;
         let (content, options) = (Arc::new(fused.content.clone()), self.options(entry));
-        let mounted = FuseMount::new(&target, listing, options, content, &ledger);
+        let mounted = FuseMount::new(&target, listing, options, content, ledger);
         let mount = mounted.inspect_err(|_| {
             if let Err(error) = target.remove() {
                 tracing::warn!(%error, "failed to remove a target that could not be mounted");
@@ -174,7 +173,7 @@ impl Context {
     /// Goes on with the mount of an earlier process. Blocks.
     pub(super) fn resume(&self, entry: &Entry, kept: Option<Kept>) -> Fused {
         let (key, options) = (entry.key(), self.options(entry));
-        let content = VolumeContent::new(self, &self.directory(Medium::Disk, &key));
+        let content = VolumeContent::new(self, &self.directory(Medium::Memory, &key));
         let target_path = entry.target.display();
         let Some(Kept { fd, state, .. }) = kept else {
             tracing::error!(
@@ -186,7 +185,7 @@ impl Context {
         };
         let resumed = state.read().map_err(|error| full_message(&error)).and_then(|state| {
             let served = Arc::new(content.clone());
-            FuseMount::resume(&*fd, &state, &self.ledger(&key), options, served)
+            FuseMount::resume(&*fd, &state, self.ledger(&key), options, served)
                 .map_err(|error| full_message(&error))
         });
         match resumed {
@@ -223,9 +222,13 @@ fn name(key: &VolumeKey) -> EntryName {
 
 /// An empty directory.
 fn fresh(directory: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove(directory)?;
     std::fs::create_dir_all(directory)
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -332,8 +332,9 @@ pub fn check(config: &Config) -> Problems {
     problems
 }
 
-/// Room on the memory store's tmpfs for the registry: a page for each of four thousand volumes.
-const REGISTRY: u64 = 16 << 20;
+/// Room on the memory store's tmpfs for what must survive the process: the registry, with a page for
+/// each of four thousand volumes, and the ledgers of `fuse` volumes, with 8 for each of a thousand.
+const RECORDS: u64 = (16 + 32) << 20;
 
 /// Hard links, directories and symlinks count as inodes on a tmpfs: room for a blob on every page,
 /// and for two volumes that show as much as one may.
@@ -344,7 +345,7 @@ fn tmpfs_options(config: &Config) -> TmpfsOptions {
     // Whether the node swaps is asked at each publish: it is no reason not to start.
     let swap = SwapPolicy::Allow;
     TmpfsOptions {
-        size_bytes: size.saturating_add(REGISTRY),
+        size_bytes: size.saturating_add(RECORDS),
         inodes: (size / PAGE).saturating_add(names),
         swap,
     }

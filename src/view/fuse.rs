@@ -17,8 +17,8 @@
 //! - **Every open asks for no FLUSH**, which otherwise makes `close(2)` wait for this process.
 //!
 //! The mount is made by `mount` with a descriptor of ours, so that ending a session unmounts nothing
-//! and other processes can keep the connection alive. What one needs to go on with it stands in a
-//! directory of the mount's own, the *ledger*, at every moment: a process is never asked to leave.
+//! and other processes can keep the connection alive. What one needs to go on with it stands in files
+//! of the mount's own, the *ledger*, at every moment: a process is never asked to leave.
 
 mod adapter;
 #[expect(unsafe_code, reason = "to answer with a number that the library did not make")]
@@ -34,6 +34,7 @@ mod ledger;
 mod notice;
 mod numbers;
 mod opens;
+mod place;
 mod relay;
 mod resume;
 mod served;
@@ -51,6 +52,7 @@ use thiserror::Error;
 
 pub use self::{
     numbers::BadNumbers,
+    place::LedgerPlace,
     resume::ResumeError,
     session::{FuseMount, FuseOptions, InFlight, Negotiated},
     siblings::Siblings,

@@ -354,7 +354,7 @@ pub(crate) async fn a_mount_whose_ledger_is_lost_is_given_up(mut fixture: Fixtur
     let pod = fixture.pod("certs");
     let target = fixture.publish(&pod).await;
     fixture.plugin.take().unwrap().kill();
-    let volumes = std::fs::read_dir(fixture.home.path().join("disk/v1/volumes")).unwrap();
+    let volumes = std::fs::read_dir(fixture.home.state_dir().join("memory/v1/volumes")).unwrap();
     for volume in volumes {
         std::fs::remove_dir_all(volume.unwrap().path()).unwrap();
     }

@@ -272,11 +272,11 @@ async fn one_kill(fixture: &mut Fixture, pod: &Pod, kill: u64) {
 }
 
 fn ledgers(fixture: &Fixture) -> impl Iterator<Item = PathBuf> {
-    let volumes = std::fs::read_dir(fixture.home.path().join("disk/v1/volumes"));
+    let volumes = std::fs::read_dir(fixture.home.state_dir().join("memory/v1/volumes"));
     volumes.expect("the store").map(|it| it.expect("a volume").path().join("ledger"))
 }
 
-/// Whether what was asked and not answered is kept on the disk.
+/// Whether what was asked and not answered is kept.
 fn keeps_requests(fixture: &Fixture) -> bool {
     ledgers(fixture).all(|ledger| ledger.join("taken").exists())
 }

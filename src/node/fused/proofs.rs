@@ -1,9 +1,9 @@
 //! What S3 let a volume's principal read, for as long as the volume is published.
 //!
 //! ```text
-//! <volume's directory>/proofs
+//! <volume's directory>/proofs, once something was read
 //!     line        the principal, sealed
-//!     32 bytes    the name of each object version that it read
+//!     32 bytes    the name of each object version that it read; of the first 32,768
 //! ```
 //!
 //! It spares requests after a restart, and nothing depends on it: a file that cannot be read or
@@ -25,6 +25,9 @@ use crate::{
 const NAME: &str = "proofs";
 const LENGTH: usize = 32;
 
+/// The file lies in memory: a mebibyte is enough.
+const MOST: usize = 32 << 10;
+
 /// The proofs of one principal in one volume.
 #[derive(Debug)]
 pub(super) struct Proofs {
@@ -33,7 +36,18 @@ pub(super) struct Proofs {
     known: HashSet<[u8; LENGTH]>,
     /// Who reads; `None` after a restart, until they are there again. Nothing counts before.
     principal: Option<Principal>,
-    file: Option<File>,
+    file: Kept,
+}
+
+/// The file that proofs go to.
+#[derive(Debug)]
+enum Kept {
+    /// It does not say what is known, nor for whom.
+    Outdated,
+    /// Open for more.
+    Open(File),
+    /// It could not be written, or holds as much as it may.
+    Closed,
 }
 
 impl Proofs {
@@ -46,25 +60,33 @@ impl Proofs {
         // A crash may have left what was to take its place; mostly there is none.
         drop(std::fs::remove_file(path.with_extension("new")));
         let (sealed, known) = std::fs::read(&path).ok().and_then(|it| parse(&it)).unzip();
-        Self { path, sealed, known: known.unwrap_or_default(), principal: None, file: None }
+        Self {
+            path,
+            sealed,
+            known: known.unwrap_or_default(),
+            principal: None,
+            file: Kept::Outdated,
+        }
     }
 
     /// Keeps what was proven for this principal, and forgets what was for another one.
     ///
     /// # Blocking
-    /// Writes a small file, or opens one.
+    /// Removes a file, if another principal's is there.
     pub(super) fn belong_to(&mut self, principal: Principal, sealed: &SealedPrincipal) {
         let is_same = self.sealed.as_deref() == Some(sealed.as_str());
         if is_same && self.principal == Some(principal) {
             return;
         }
         self.principal = Some(principal);
-        if !is_same {
-            self.known.clear();
-            self.sealed = Some(sealed.as_str().to_owned());
+        if is_same {
+            return;
         }
-        let untold = |error: &io::Error| tracing::debug!(%error, "what is proven is not kept over a restart");
-        self.file = self.written().inspect_err(untold).ok();
+        self.known.clear();
+        if self.sealed.replace(sealed.as_str().to_owned()).is_some() {
+            drop(std::fs::remove_file(&self.path));
+        }
+        self.file = Kept::Outdated;
     }
 
     /// The file with what is known, open for more.
@@ -74,7 +96,7 @@ impl Proofs {
         let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&anew)?;
         let mut content = self.sealed.clone().unwrap_or_default().into_bytes();
         content.push(b'\n');
-        content.extend(self.known.iter().flatten());
+        content.extend(self.known.iter().take(MOST).flatten());
         file.write_all(&content)?;
         std::fs::rename(anew, &self.path)?;
         Ok(file)
@@ -88,15 +110,20 @@ impl Proofs {
     /// Notes that S3 let `principal` read it: of no use if others read by now.
     ///
     /// # Blocking
-    /// One write(2) the first time.
+    /// One write(2) the first time; with the very first of all, it makes the file.
     pub(super) fn note(&mut self, id: &BlobId, principal: Option<Principal>) {
-        if principal.is_some()
-            && principal == self.principal
-            && self.known.insert(*id.as_bytes())
-            && let Some(file) = &mut self.file
-            && let Err(error) = file.write_all(id.as_bytes())
+        if principal.is_none() || principal != self.principal || !self.known.insert(*id.as_bytes())
         {
-            tracing::debug!(%error, "a proof is not kept over a restart");
+            return;
+        }
+        let kept = match &mut self.file {
+            Kept::Open(file) if self.known.len() <= MOST => file.write_all(id.as_bytes()),
+            Kept::Outdated => self.written().map(|file| self.file = Kept::Open(file)),
+            Kept::Open(_) | Kept::Closed => return self.file = Kept::Closed,
+        };
+        if let Err(error) = kept {
+            tracing::debug!(%error, "what is proven is not kept over a restart");
+            self.file = Kept::Closed;
         }
     }
 }

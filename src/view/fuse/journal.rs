@@ -30,7 +30,8 @@ use crc_fast::{CrcAlgorithm, checksum};
 use super::{
     ResumeError,
     backing::Numbers,
-    ledger::{Ledger, check_header, damaged, missing, replace},
+    ledger::{Ledger, check_header, damaged, missing},
+    place::replace,
 };
 use crate::{
     listing::{read_object, write_object},
@@ -312,6 +313,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::view::fuse::LedgerPlace;
     use crate::view::fuse::tests::object;
 
     fn handle(number: u64, handle: u64, backing: Option<u32>) -> Noted {
@@ -319,7 +321,7 @@ mod tests {
     }
 
     fn journal(directory: &Path) -> (Ledger, Journal) {
-        let ledger = Ledger::create(directory).unwrap();
+        let ledger = Ledger::create(LedgerPlace::within(directory)).unwrap();
         let numbers = Numbers::default();
         let journal = Journal::create(&ledger, std::iter::empty(), &numbers).unwrap();
         (ledger, journal)

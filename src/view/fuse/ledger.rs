@@ -1,7 +1,7 @@
-//! What another process needs to go on with a mount, in a directory of the mount's own.
+//! What another process needs to go on with a mount, in directories of the mount's own.
 //!
 //! ```text
-//! <ledger>/table   what is shown, replaced before a swap can be seen
+//! <ledger>/table   what is shown, replaced before a swap can be seen (place.rs says where)
 //! <ledger>/opens   which files are open, appended before an open is answered (journal.rs)
 //! <ledger>/taken   what was taken from the kernel and not answered, if it cannot send it again (taken.rs)
 //!
@@ -20,15 +20,13 @@
 //! All functions block.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, BufReader, BufWriter, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    io::{self, BufReader, ErrorKind, Read, Write},
+    path::PathBuf,
 };
 
 use sha2::{Digest, Sha256};
 
-use super::{ResumeError, notice::Untold, table::Table};
+use super::{LedgerPlace, ResumeError, notice::Untold, table::Table};
 use crate::{
     listing::{Listing, read_object, write_object},
     object::Object,
@@ -46,10 +44,10 @@ const LONGEST_NAME: usize = 255;
 /// Five bytes for each of so many files that no memory holds their listing.
 const MOST_NUMBERS: usize = 16 << 30;
 
-/// The directory of one mount.
+/// The ledger of one mount.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
-    directory: PathBuf,
+    place: LedgerPlace,
     mount: u64,
 }
 
@@ -69,18 +67,18 @@ pub(super) struct Shown {
 }
 
 impl Ledger {
-    /// The directory of a new mount, made if it is not there.
+    /// The ledger of a new mount.
     ///
     /// # Errors
     /// What the file system answers.
-    pub(super) fn create(directory: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        Ok(Self { directory: directory.to_owned(), mount: fastrand::u64(..) })
+    pub(super) fn create(place: LedgerPlace) -> io::Result<Self> {
+        place.create()?;
+        Ok(Self { place, mount: fastrand::u64(..) })
     }
 
-    /// The directory of a mount that a former process made.
-    pub(super) fn of(directory: &Path, mount: u64) -> Self {
-        Self { directory: directory.to_owned(), mount }
+    /// The ledger of a mount that a former process made.
+    pub(super) fn of(place: LedgerPlace, mount: u64) -> Self {
+        Self { place, mount }
     }
 
     /// What tells this mount from all others.
@@ -90,12 +88,12 @@ impl Ledger {
 
     /// Where the journal of open files is.
     pub(super) fn opens(&self) -> PathBuf {
-        self.directory.join("opens")
+        self.place.memory.join("opens")
     }
 
     /// Where the requests are that were taken and not answered.
     pub(super) fn taken(&self) -> PathBuf {
-        self.directory.join("taken")
+        self.place.memory.join("taken")
     }
 
     /// Notes what is to be shown, what the kernel must forget then, and which files are gone.
@@ -109,9 +107,8 @@ impl Ledger {
         untold: Untold<'_, impl ExactSizeIterator<Item = (u64, &'a [u8])>>,
         gone: impl Iterator<Item = (u64, Object)>,
     ) -> io::Result<()> {
-        let path = self.directory.join("table");
-        replace(&path, |file| {
-            let mut out = Hashing::new(BufWriter::new(file));
+        self.place.replace_table(|file| {
+            let mut out = Hashing::new(file);
             out.write_all(MAGIC)?;
             out.write_all(&[VERSION])?;
             out.write_all(&self.mount.to_le_bytes())?;
@@ -130,9 +127,8 @@ impl Ledger {
                 write_object(&mut out, &object)?;
             }
             put(&mut out, 0)?;
-            let Hashing { mut inner, hash } = out;
-            inner.write_all(&hash.finalize())?;
-            inner.flush()
+            let Hashing { inner, hash } = out;
+            inner.write_all(&hash.finalize())
         })
     }
 
@@ -141,7 +137,7 @@ impl Ledger {
     /// # Errors
     /// All but [`ResumeError::Ended`].
     pub(super) fn load(&self, ownership: Ownership) -> Result<Shown, ResumeError> {
-        let file = File::open(self.directory.join("table")).map_err(missing(WHAT))?;
+        let file = self.place.open_table().map_err(missing(WHAT))?;
         let mut input = Hashing::new(BufReader::new(file));
         let listing = self.listing(&mut input)?;
         let numbers = take_bytes(&mut input, MOST_NUMBERS).map_err(damaged(WHAT))?;
@@ -189,17 +185,6 @@ fn gone(input: &mut impl Read) -> io::Result<Vec<(u64, Object)>> {
             _ => return Err(invalid("no file and no end")),
         }
     }
-}
-
-/// Writes a file in the place of another, all of it or nothing.
-pub(super) fn replace<T>(path: &Path, write: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
-    let anew = path.with_extension("new");
-    let mut options = File::options();
-    let file = options.read(true).append(true).create(true).mode(0o600).open(&anew)?;
-    file.set_len(0)?;
-    let written = write(&file)?;
-    fs::rename(&anew, path)?;
-    Ok(written)
 }
 
 /// Reads what a file begins with.

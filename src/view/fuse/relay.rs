@@ -332,12 +332,13 @@ fn destroy() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::fuse::LedgerPlace;
 
     /// A socket in the place of the device tells when something was sent to the kernel.
     #[test]
     fn what_was_answered_is_with_the_kernel_when_it_has_settled() {
         let directory = tempfile::tempdir().unwrap();
-        let ledger = Ledger::create(directory.path()).unwrap();
+        let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
         let ((kernel, device), (ours, theirs)) = (pair().unwrap(), pair().unwrap());
         never_wait(&kernel).unwrap();
         let library = theirs.try_clone().unwrap();

@@ -3,7 +3,6 @@
 use std::{
     io, iter,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
@@ -17,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Content, FuseError, ResumeError,
+    Content, FuseError, LedgerPlace, ResumeError,
     adapter::Adapter,
     handles::Handles,
     handover::Handover,
@@ -160,9 +159,9 @@ pub struct FuseMount {
 impl FuseMount {
     /// Mounts a listing at `target`, on top of what is there, and serves it.
     ///
-    /// `ledger` is a directory of this mount's own, made if it is not there, and removed by the caller
-    /// when the volume is: what another process needs to go on stands there, at every moment from now
-    /// on. It must survive the process, and need not survive a reboot.
+    /// `ledger` is this mount's own, made if it is not there, and removed by the caller when the volume
+    /// is: what another process needs to go on stands there, at every moment from now on. It must
+    /// survive the process, and need not survive a reboot.
     ///
     /// # Errors
     /// `Mount`, `Session`, `Ledger`; nothing stays mounted then.
@@ -175,7 +174,7 @@ impl FuseMount {
         listing: &Listing,
         options: FuseOptions,
         content: Arc<dyn Content>,
-        ledger: &Path,
+        ledger: LedgerPlace,
     ) -> Result<Self, FuseError> {
         let table = Table::new(listing, options.ownership, SystemTime::now());
         let ledger = Ledger::create(ledger).map_err(FuseError::Ledger)?;
@@ -231,7 +230,7 @@ impl FuseMount {
     pub fn resume(
         device: impl AsFd,
         handover: &[u8],
-        ledger: &Path,
+        ledger: LedgerPlace,
         options: FuseOptions,
         content: Arc<dyn Content>,
     ) -> Result<(Self, Arc<Listing>), ResumeError> {

@@ -28,7 +28,8 @@ use memmap2::MmapRaw;
 
 use super::{
     ResumeError,
-    ledger::{Ledger, check_header, damaged, missing, replace},
+    ledger::{Ledger, check_header, damaged, missing},
+    place::replace,
 };
 
 const MAGIC: &[u8] = b"s3vr";
@@ -266,6 +267,7 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
+    use crate::view::fuse::LedgerPlace;
 
     fn message(operation: u32, request: u64, length: usize) -> Vec<u8> {
         let mut message = u32::try_from(length).unwrap().to_ne_bytes().to_vec();
@@ -276,7 +278,7 @@ mod tests {
     }
 
     fn create(directory: &Path) -> (Ledger, Taken) {
-        let ledger = Ledger::create(directory).unwrap();
+        let ledger = Ledger::create(LedgerPlace::within(directory)).unwrap();
         let taken = Taken::create(&ledger).unwrap();
         (ledger, taken)
     }
@@ -306,7 +308,7 @@ mod tests {
     /// What another process would have now. The file is one process's at a time.
     fn died(ledger: &Ledger) -> (Taken, Vec<Asked>) {
         let directory = tempfile::tempdir().unwrap();
-        let copy = Ledger::of(directory.path(), ledger.mount());
+        let copy = Ledger::of(LedgerPlace::within(directory.path()), ledger.mount());
         fs::copy(ledger.taken(), copy.taken()).unwrap();
         Taken::read(&copy).unwrap()
     }

@@ -16,6 +16,7 @@ use super::{
     memory::Memory,
 };
 use crate::mount::{KubeletDir, Target, TargetPath, scratch::in_private_namespace};
+use crate::view::fuse::LedgerPlace;
 
 pub(super) const OPTIONS: FuseOptions =
     FuseOptions { ownership: OWNERSHIP, xattrs: false, passthrough: false, resend: true };
@@ -49,8 +50,8 @@ impl Mounted {
         let listing = listed(&content, files);
         let entered = runtime.enter();
         let memory: Arc<Memory> = Arc::clone(&content);
-        let ledger = dir.join("ledger");
-        let mount = FuseMount::new(&target, &listing, options, memory, &ledger).unwrap();
+        let ledger = LedgerPlace::within(&dir.join("ledger"));
+        let mount = FuseMount::new(&target, &listing, options, memory, ledger).unwrap();
         drop(entered);
         Self { path, content, mount, target, runtime }
     }

@@ -9,6 +9,8 @@ use std::{
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use crate::view::fuse::LedgerPlace;
+
 use super::{
     super::{ledger::Ledger, taken::Taken},
     mounted::{Mounted, OPTIONS, REPLAYED, file, mounted},
@@ -63,7 +65,7 @@ fn what_the_relay_costs() {
         mounted(&files, options, |mounted| eprintln!("{way}: {}", measure(mounted)));
     }
     let directory = tempfile::tempdir().unwrap();
-    let ledger = Ledger::create(directory.path()).unwrap();
+    let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
     let mut taken = Taken::create(&ledger).unwrap();
     let kept = timed(|| {
         for n in 0..TIMES {

@@ -13,6 +13,7 @@ use super::super::{
     },
     OWNERSHIP, at, object,
 };
+use crate::view::fuse::LedgerPlace;
 use crate::{listing::ListingBuilder, relpath::RelPath};
 
 const FILES: u64 = 1_000_000;
@@ -29,7 +30,7 @@ fn what_a_million_files_cost() {
     }
     let listing = builder.finish().unwrap();
     let table = Table::new(&listing, OWNERSHIP, at(1));
-    let ledger = Ledger::create(directory.path()).unwrap();
+    let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
     let started = Instant::now();
     let untold = Untold { names: std::iter::empty(), directories: &[] };
     ledger.save(&listing, &table, untold, std::iter::empty()).unwrap();

@@ -33,6 +33,7 @@ use super::{
     },
     world,
 };
+use crate::view::fuse::LedgerPlace;
 use crate::{
     failure::full_message,
     mount::{KubeletDir, TargetPath},
@@ -208,12 +209,12 @@ fn a_process_that_others_start() {
     let content = Arc::new(Generated::new(&directory));
     let runtime = Runtime::new().unwrap();
     let entered = runtime.enter();
-    let ledger = directory.join("ledger");
+    let ledger = LedgerPlace::within(&directory.join("ledger"));
     let given: Arc<Generated> = Arc::clone(&content);
     let (mount, ready) = if let Ok(handover) = env::var("HANDOVER") {
         let handover = hex::decode(handover).unwrap();
         content.gate.add_permits(1);
-        match FuseMount::resume(std::io::stdin(), &handover, &ledger, options, given) {
+        match FuseMount::resume(std::io::stdin(), &handover, ledger, options, given) {
             Ok((mount, listing)) => (mount, format!("resumed {}", world::version(&listing))),
             Err(error) => {
                 let (kind, error) = (error.kind().as_str(), full_message(&error));
@@ -224,7 +225,7 @@ fn a_process_that_others_start() {
     } else {
         let listing = world::listing(0);
         let target = target(&directory);
-        let mount = FuseMount::new(&target, &listing, options, given, &ledger).unwrap();
+        let mount = FuseMount::new(&target, &listing, options, given, ledger).unwrap();
         let device = mount.device().unwrap();
         let handover = hex::encode(mount.handover());
         let connection = mount.connection().number();
