@@ -129,6 +129,27 @@ fn write_in_private(file: &Path) -> io::Result<()> {
     })
 }
 
+/// Opens a file and closes it, on a thread of its own that has no other descriptor.
+///
+/// Nobody can be killed while a server owes him the answer to a close. But if this is the server's
+/// process, and no other has the connection, then it ends with the last descriptor that the other
+/// threads had, and so does the wait.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.9; and why the file cannot be opened.
+///
+/// # Blocking
+/// Until the server answers.
+pub(super) fn open_and_close(file: &Path) -> io::Result<()> {
+    thread::scope(|scope| {
+        let opening = thread::Builder::new().spawn_scoped(scope, || {
+            kernel::close_all_of_this_thread()?;
+            File::open(file).map(drop)
+        });
+        opening?.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
 /// Mounts a FUSE file system on top of what `place` leads to; nobody serves it yet.
 ///
 /// All users may reach it, and the kernel checks their permissions. `max_read` is the most bytes of

@@ -216,6 +216,19 @@ impl Target {
             .map_err(|failed| failed.at(&self.path))
     }
 
+    /// Opens a file below and closes it. Should this process be killed meanwhile, it does not wait for
+    /// itself, as long as no other process has the connection.
+    ///
+    /// # Errors
+    /// `System`.
+    ///
+    /// # Blocking
+    /// Until the server of the mount answers.
+    pub fn open_and_close(&self, file: &str) -> Result<(), MountError> {
+        let file = self.path.join(file);
+        fuse::open_and_close(&file).map_err(|error| Failed::new("open", error).at(&file))
+    }
+
     /// Whether anything is mounted here.
     ///
     /// # Errors

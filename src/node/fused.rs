@@ -31,7 +31,7 @@ use crate::{
     listing::Listing,
     mount::TargetPath,
     store::Medium,
-    view::fuse::{FuseMount, FuseOptions, LedgerPlace},
+    view::fuse::{AskToOpen, FuseMount, FuseOptions, LedgerPlace},
 };
 
 /// How long a publish waits for the keeper. One that is away is not waited for.
@@ -202,7 +202,13 @@ impl Context {
     fn options(&self, entry: &Entry) -> FuseOptions {
         let shape = entry.shape.expect("a volume that is served has a shape");
         let Shape { ownership, xattrs, .. } = shape;
-        FuseOptions { ownership, xattrs, passthrough: true, resend: self.config().fuse.resend }
+        FuseOptions {
+            ownership,
+            xattrs,
+            passthrough: true,
+            ask_to_open: AskToOpen::UnlessSmall,
+            resend: self.config().fuse.resend,
+        }
     }
 
     /// Whether the keeper holds the mount of a volume.

@@ -14,7 +14,8 @@
 //!   more from the start, so a process sees ESTALE only through a descriptor, or a working directory,
 //!   of something that is gone; and from reads, when an object changed under an open file.
 //! - **A session's threads never wait**: reads that are not answered at once go on as tasks.
-//! - **Every open asks for no FLUSH**, which otherwise makes `close(2)` wait for this process.
+//! - **Every open asks for no FLUSH**, which otherwise makes `close(2)` wait for this process. Where
+//!   all files are small there are no opens: the kernel opens by itself what it knows (unasked.rs).
 //!
 //! The mount is made by `mount` with a descriptor of ours, so that ending a session unmounts nothing
 //! and other processes can keep the connection alive. What one needs to go on with it stands in files
@@ -43,6 +44,7 @@ mod siblings;
 mod table;
 #[expect(unsafe_code, reason = "to store requests where they stay when the process ends")]
 mod taken;
+mod unasked;
 
 use std::{error::Error, fmt, fs::File, io::ErrorKind, sync::Arc};
 
@@ -54,8 +56,9 @@ pub use self::{
     numbers::BadNumbers,
     place::LedgerPlace,
     resume::ResumeError,
-    session::{FuseMount, FuseOptions, InFlight, Negotiated},
+    session::{AskToOpen, FuseMount, FuseOptions, InFlight, Negotiated},
     siblings::Siblings,
+    unasked::Hold,
 };
 use crate::{failure::FailureKind, mount::MountError, object::Object};
 
@@ -96,6 +99,12 @@ pub trait OpenFile: fmt::Debug + Send + Sync + 'static {
     /// The file that holds exactly the object's bytes, once it is complete: the kernel may read it
     /// without asking again. Asked at open.
     fn whole(&self) -> Option<Arc<File>>;
+
+    /// What keeps the content where it is after this was dropped, without an open file; `None` if
+    /// it is not complete. Asked when it was read.
+    fn hold(&self) -> Option<Hold> {
+        None
+    }
 }
 
 /// Why content cannot be read.

@@ -77,7 +77,7 @@ pub(super) struct Whole {
     pub(super) file: Arc<File>,
     /// Who else may have a link to it.
     pub(super) sharers: Option<Sharers>,
-    pub(super) _lease: Arc<Lease>,
+    pub(super) lease: Arc<Lease>,
 }
 
 impl AsRef<File> for Whole {

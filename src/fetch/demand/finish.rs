@@ -89,5 +89,5 @@ fn keep(
     let variant = Variant::shown_by_none(sharers);
     let lease = sparse.complete(opening.source.principal(), variant, made)?;
     let file = lease.open(sharers)?;
-    Ok(Whole { file: Arc::new(file), sharers, _lease: Arc::new(lease) })
+    Ok(Whole { file: Arc::new(file), sharers, lease: Arc::new(lease) })
 }

@@ -73,7 +73,7 @@ impl Reading {
         let file = Arc::new(lease.open(*sharers).ok()?);
         let reading = Self::new(engine.clone(), opening.clone(), object.clone());
         reading.proven.store(true, Ordering::Release);
-        let whole = Whole { file, sharers: *sharers, _lease: Arc::new(lease) };
+        let whole = Whole { file, sharers: *sharers, lease: Arc::new(lease) };
         drop(reading.whole.set(Arc::new(whole)));
         Some(reading)
     }
@@ -100,6 +100,11 @@ impl Reading {
     /// this, as by the kernel, while this is open.
     pub fn whole(&self) -> Option<Arc<File>> {
         self.found_whole().map(|whole| Arc::clone(&whole.file))
+    }
+
+    /// What keeps that file in the store; it opens no file.
+    pub fn lease(&self) -> Option<Arc<Lease>> {
+        self.found_whole().map(|whole| Arc::clone(&whole.lease))
     }
 
     fn found_whole(&self) -> Option<&Arc<Whole>> {
@@ -433,7 +438,7 @@ fn open_blob(
     let wanted = || vec![Wanted { id, variant, size }];
     let _room = (!lease.opens(*sharers)).then(|| store.reserve(wanted(), 0)).transpose()?;
     let file = Arc::new(lease.open(*sharers)?);
-    Ok(Arc::new(Whole { file, sharers: *sharers, _lease: lease }))
+    Ok(Arc::new(Whole { file, sharers: *sharers, lease }))
 }
 
 async fn outcome_of(flight: Flight) -> (Flight, Result<Landed, FetchError>) {

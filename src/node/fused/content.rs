@@ -40,7 +40,7 @@ use crate::{
     source::{SealedPrincipal, s3::S3Source},
     store::{BlobId, Medium, Sharers, Store, pages},
     task::spawn_owned,
-    view::fuse::{Content, OpenFile, Refusal, Siblings},
+    view::fuse::{Content, Hold, OpenFile, Refusal, Siblings},
 };
 
 /// How many small files are fetched ahead at a time, for each volume.
@@ -222,6 +222,11 @@ impl OpenFile for Handle {
 
     fn whole(&self) -> Option<Arc<File>> {
         self.0.reading.get().and_then(Reading::whole)
+    }
+
+    fn hold(&self) -> Option<Hold> {
+        let lease = self.0.reading.get().and_then(Reading::lease)?;
+        Some(lease)
     }
 }
 

@@ -144,7 +144,9 @@ impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Who goes on with a connection has the terms of the process that made it.
         let options = &self.0.options;
-        let agreed = self.0.negotiated.get_or_init(|| negotiate(config, options));
+        let is_small = self.0.table().is_small();
+        let agreed =
+            self.0.agreed().unwrap_or_else(|| self.0.agree(negotiate(config, options, is_small)));
         if agreed.passthrough && options.passthrough {
             self.0.handles.lock().offer_backing();
         }
@@ -159,6 +161,10 @@ impl Filesystem for Adapter {
         }
     }
 
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.0.forget(ino.0);
+    }
+
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let table = self.0.table();
         match self.0.attributes(&table, ino.0) {
@@ -170,6 +176,9 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
+        }
+        if self.0.opens_itself() {
+            return reply.error(Errno::ENOSYS);
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
         match self.0.open(request.unique().0, ino.0) {
@@ -218,6 +227,8 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        #[cfg(test)]
+        super::tests::dies_at("flushed");
         reply.error(Errno::ENOSYS);
     }
 

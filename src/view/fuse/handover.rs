@@ -4,7 +4,7 @@
 //! "s3vh" 1   version
 //! 8 bytes    the mount, as its ledger names it
 //! varints    connection, protocol (2), offered, granted, read-ahead, passthrough,
-//!            1 if requests in flight are in the ledger
+//!            1 if requests in flight are in the ledger, 1 if the kernel opens files by itself
 //! 8 bytes    digest of all of the above
 //! ```
 
@@ -39,8 +39,8 @@ impl Handover {
         let mut out = MAGIC.to_vec();
         out.push(VERSION);
         out.extend(self.mount.to_le_bytes());
-        let Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight } =
-            self.negotiated;
+        let Negotiated { protocol, offered, granted, max_readahead, .. } = self.negotiated;
+        let Negotiated { passthrough, in_flight, opens_itself, .. } = self.negotiated;
         let connection = self.connection.number();
         let (major, minor) = protocol;
         let numbers = [
@@ -52,6 +52,7 @@ impl Handover {
             max_readahead.into(),
             passthrough.into(),
             (in_flight == InFlight::Replay).into(),
+            opens_itself.into(),
         ];
         for number in numbers {
             put(&mut out, number).expect("a vector takes everything");
@@ -93,8 +94,16 @@ impl Handover {
             1 => InFlight::Replay,
             _ => return Err(invalid("no way to know what was not answered")),
         };
-        let negotiated =
-            Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight };
+        let opens_itself = word()? != 0;
+        let negotiated = Negotiated {
+            protocol,
+            offered,
+            granted,
+            max_readahead,
+            passthrough,
+            in_flight,
+            opens_itself,
+        };
         Ok(Self { mount: u64::from_le_bytes(*mount), connection, negotiated })
     }
 }
@@ -111,6 +120,7 @@ mod tests {
             max_readahead: 131_072,
             passthrough: true,
             in_flight: InFlight::Replay,
+            opens_itself: true,
         };
         Handover { mount: 0xfeed, connection: FuseConnection::from_number(77), negotiated }
     }

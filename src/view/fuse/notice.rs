@@ -126,10 +126,28 @@ fn forget_name(device: BorrowedFd<'_>, directory: u64, name: &[u8]) -> nix::Resu
 }
 
 fn forget_attributes(device: BorrowedFd<'_>, number: u64) -> nix::Result<()> {
+    known(invalidate_attributes(device, number))
+}
+
+fn invalidate_attributes(device: BorrowedFd<'_>, number: u64) -> nix::Result<()> {
     // A negative offset: no content.
     let (offset, length) = (-1_i64, 0_i64);
     let parts = [number.to_ne_bytes(), offset.to_ne_bytes(), length.to_ne_bytes()];
-    known(send(device, INVAL_INODE, &[parts.as_flattened()]))
+    send(device, INVAL_INODE, &[parts.as_flattened()])
+}
+
+/// Whether the kernel knows an inode. It asks for its attributes again, if so.
+///
+/// # Errors
+/// What the kernel answers.
+///
+/// # Blocking
+/// Does not.
+pub(super) fn is_known(device: impl AsFd, number: u64) -> io::Result<bool> {
+    match invalidate_attributes(device.as_fd(), number) {
+        Err(Errno::ENOENT) => Ok(false),
+        answer => Ok(answer.map(|()| true)?),
+    }
 }
 
 /// What the kernel does not know, it need not forget.

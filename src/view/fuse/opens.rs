@@ -6,7 +6,7 @@
 //!
 //! After a restart the kernel goes on with handles that this process never gave out. The journal tells
 //! what they are; their content is opened when it is read. Handles are numbered from a random start,
-//! so that those of another process are not taken for ours.
+//! so that those of another process are not taken for ours; 0 is what the kernel opens by itself.
 //!
 //! An open that a process noted and did not answer is sent again by the kernel, and gets the handle
 //! that was noted. (One whose process is killed between that and our reading is not: its handle stays
@@ -115,7 +115,7 @@ pub(super) struct Opens<B> {
 impl<B> Opens<B> {
     pub(super) fn new() -> Self {
         let (inodes, handles, former) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { inodes, handles, former, next: fastrand::u64(..) }
+        Self { inodes, handles, former, next: fastrand::u64(1..1 << 63) }
     }
 
     pub(super) fn standing(&self, number: u64) -> Standing {

@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     os::fd::OwnedFd,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,7 @@ use super::{
     session::{FuseOptions, Negotiated},
     siblings::Siblings,
     table::{Attributes, Table},
+    unasked::Unasked,
 };
 use crate::{failure::FailureKind, object::Object, task::Tasks};
 
@@ -49,8 +53,12 @@ pub(super) struct Served {
     pub(super) device: Arc<OwnedFd>,
     pub(super) handles: Mutex<Handles>,
     pub(super) directories: Mutex<Directories>,
+    /// What may be open, if the kernel opens files by itself.
+    unasked: Arc<Mutex<Unasked>>,
     pub(super) options: FuseOptions,
-    pub(super) negotiated: OnceLock<Negotiated>,
+    negotiated: OnceLock<Negotiated>,
+    /// Whether the kernel opens files by itself.
+    opens_itself: AtomicBool,
     /// The reads under way.
     pub(super) tasks: Tasks,
     pub(super) runtime: Handle,
@@ -86,8 +94,10 @@ impl Served {
             device,
             handles: Mutex::new(handles),
             directories: Mutex::new(Directories::new()),
+            unasked: Arc::default(),
             options,
             negotiated: OnceLock::new(),
+            opens_itself: AtomicBool::new(false),
             tasks: Tasks::default(),
             runtime: Handle::current(),
         }
@@ -107,7 +117,10 @@ impl Served {
     /// Shows another table, which succeeds `old`. One caller at a time.
     pub(super) fn swap(self: &Arc<Self>, old: &Arc<Table>, new: Arc<Table>) {
         self.keep(Arc::clone(old));
-        *self.table.write() = new;
+        *self.table.write() = Arc::clone(&new);
+        if self.opens_itself() {
+            self.unasked.lock().replaced(old.gone(&new).map(|gone| self.as_shown(gone)));
+        }
         self.forget_later(Arc::downgrade(old));
     }
 
@@ -122,11 +135,11 @@ impl Served {
 
     /// Keeps for a while what the last swap of a former process took away.
     pub(super) fn remember(self: &Arc<Self>, gone: Vec<(u64, Object)>) {
-        let shown = |(number, object): (u64, Object)| {
-            let attributes = Attributes::of_file(number, &object, &self.options.ownership);
-            (number, Shown { object: Arc::new(object), attributes })
-        };
-        *self.gone.lock() = gone.into_iter().map(shown).collect();
+        let gone: HashMap<_, _> = gone.into_iter().map(|gone| self.as_shown(gone)).collect();
+        if self.opens_itself() {
+            self.unasked.lock().replaced(gone.clone());
+        }
+        *self.gone.lock() = gone;
         let (served, closed) = (Arc::downgrade(self), self.tasks.token().clone());
         let _runtime = self.runtime.enter();
         self.tasks.spawn(async move {
@@ -135,8 +148,14 @@ impl Served {
             {
                 let gone = std::mem::take(&mut *served.gone.lock());
                 drop(gone);
+                served.forget_replaced();
             }
         });
+    }
+
+    fn as_shown(&self, (number, object): (u64, Object)) -> (u64, Shown) {
+        let attributes = Attributes::of_file(number, &object, &self.options.ownership);
+        (number, Shown { object: Arc::new(object), attributes })
     }
 
     /// All files that could still be opened, and that `new` does not have: some more than once.
@@ -152,7 +171,9 @@ impl Served {
     pub(super) fn former(&self) -> (Vec<Arc<Table>>, Vec<(u64, Object)>) {
         let left = self.gone.lock();
         let left = left.iter().map(|(number, shown)| (*number, (*shown.object).clone()));
-        let left = left.collect();
+        let mut left: Vec<_> = left.collect();
+        let unasked = self.unasked.lock();
+        left.extend(unasked.all_replaced().map(|(number, object)| (number, object.clone())));
         (self.former.lock().iter().cloned().collect(), left)
     }
 
@@ -164,6 +185,7 @@ impl Served {
                 return;
             }
             let Some(served) = served.upgrade() else { return };
+            served.forget_replaced();
             // It may have had to make room earlier.
             let Some(old) = old.upgrade() else { return };
             served.former.lock().retain(|table| !Arc::ptr_eq(table, &old));
@@ -211,7 +233,8 @@ impl Served {
     /// What a file shows that no table has.
     fn unlisted(&self, number: u64) -> Option<Shown> {
         let open = self.handles.lock().opens.shown(number).cloned();
-        open.or_else(|| self.gone.lock().get(&number).cloned())
+        open.or_else(|| self.unasked.lock().shown(number).cloned())
+            .or_else(|| self.gone.lock().get(&number).cloned())
     }
 
     /// Opens a file for a request.
@@ -267,6 +290,7 @@ impl Served {
         };
         let (file, length) = match known {
             Some(known) => known,
+            None if self.opens_itself() => self.unopened(number, offset)?,
             None => self.reopen(number, handle)?,
         };
         let left = u32::try_from(length.saturating_sub(offset)).unwrap_or(u32::MAX);
@@ -276,7 +300,74 @@ impl Served {
         }
         let _runtime = self.runtime.enter();
         let reading = file.read(offset, size);
-        Ok(Box::pin(async move { whole_answer(reading.await?, size) }))
+        let unasked = self.opens_itself().then(|| Arc::clone(&self.unasked));
+        Ok(Box::pin(async move {
+            let answer = whole_answer(reading.await?, size)?;
+            if let Some((unasked, hold)) = unasked.zip(file.hold()) {
+                let former = unasked.lock().hold(number, hold);
+                drop(former);
+            }
+            Ok(answer)
+        }))
+    }
+
+    /// A file that the kernel opened by itself. Reads at one time share it.
+    fn unopened(&self, number: u64, offset: u64) -> Result<(Arc<dyn OpenFile>, u64), Missing> {
+        let shown = self.shown(number)?;
+        let length = shown.attributes.size;
+        let file = self.unasked.lock().file(number);
+        if let Some(file) = file {
+            return Ok((file, length));
+        }
+        let file = self.content(&shown.object)?;
+        if offset == 0 {
+            self.tell_beside(number, &*file);
+        }
+        self.unasked.lock().reads(number, &file);
+        Ok((file, length))
+    }
+
+    /// What was agreed upon with the kernel, unless that is still to come.
+    pub(super) fn agreed(&self) -> Option<Negotiated> {
+        self.negotiated.get().copied()
+    }
+
+    /// Notes what was agreed upon, once and for all.
+    pub(super) fn agree(&self, negotiated: Negotiated) -> Negotiated {
+        self.opens_itself.store(negotiated.opens_itself, Ordering::Relaxed);
+        *self.negotiated.get_or_init(|| negotiated)
+    }
+
+    /// The kernel has to ask before it opens a file, after all.
+    pub(super) fn ask_to_open(&self) {
+        self.opens_itself.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel opens files by itself.
+    pub(super) fn opens_itself(&self) -> bool {
+        self.opens_itself.load(Ordering::Relaxed)
+    }
+
+    /// The kernel forgets an inode.
+    pub(super) fn forget(&self, number: u64) {
+        if self.opens_itself() {
+            let hold = self.unasked.lock().let_go(number);
+            drop(hold);
+        }
+    }
+
+    /// How many replaced files may be open.
+    #[cfg(test)]
+    pub(super) fn replaced(&self) -> usize {
+        self.unasked.lock().all_replaced().count()
+    }
+
+    /// Forgets replaced files that the kernel does not know any more. Blocks for a system call each.
+    fn forget_replaced(&self) {
+        let mut old = self.unasked.lock().replaced_for(FORMER);
+        // What cannot be asked stays.
+        old.retain(|number| notice::is_known(&*self.device, *number).is_ok_and(|known| !known));
+        self.unasked.lock().forget_replaced(&old);
     }
 
     fn reopen(&self, number: u64, handle: u64) -> Result<(Arc<dyn OpenFile>, u64), Missing> {

@@ -67,9 +67,35 @@ pub struct FuseOptions {
     pub xattrs: bool,
     /// Whether the kernel may read complete files by itself, where it can.
     pub passthrough: bool,
+    /// Whether the kernel has to ask before it opens a file of a new mount.
+    pub ask_to_open: AskToOpen,
     /// Whether a new mount relies on the kernel to send again what a process took and did not answer,
     /// where it can. One that was made goes on as it began.
     pub resend: bool,
+}
+
+/// When the kernel has to ask before it opens a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskToOpen {
+    /// Always: so it can read a complete file by itself.
+    Always,
+    /// Not where all files of the volume are small when it is mounted: an open would cost more than
+    /// all reads of a file, which then go through the kernel's cache.
+    UnlessSmall,
+    /// Never.
+    #[cfg(test)]
+    Never,
+}
+
+impl AskToOpen {
+    fn asks(self, is_small: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::UnlessSmall => !is_small,
+            #[cfg(test)]
+            Self::Never => false,
+        }
+    }
 }
 
 /// How the next process comes to know what a former one took from the kernel and did not answer.
@@ -97,15 +123,25 @@ pub struct Negotiated {
     pub passthrough: bool,
     /// What becomes of requests that a process dies with.
     pub in_flight: InFlight,
+    /// Whether the kernel opens files by itself, without a message: "zero-message opens".
+    pub opens_itself: bool,
 }
 
 /// Asks for what we can use of what the kernel offers.
 ///
-/// Not asked for: `NO_OPEN` (opens must answer `NOFLUSH`), readers' automatic invalidation (numbers
-/// stand for content), and `FUSE_OVER_IO_URING` and cloned descriptors, which a take-over breaks.
-pub(super) fn negotiate(config: &mut KernelConfig, options: &FuseOptions) -> Negotiated {
+/// Not asked for: readers' automatic invalidation (numbers stand for content), and
+/// `FUSE_OVER_IO_URING` and cloned descriptors, which a take-over breaks.
+///
+/// `is_small` tells of all files.
+pub(super) fn negotiate(
+    config: &mut KernelConfig,
+    options: &FuseOptions,
+    is_small: bool,
+) -> Negotiated {
     let offered = config.capabilities();
-    let passthrough = options.passthrough;
+    let opens_itself =
+        !options.ask_to_open.asks(is_small) && offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+    let passthrough = options.passthrough && !opens_itself;
     let can_resend = options.resend && offered.contains(InitFlags::FUSE_HAS_RESEND);
     let in_flight = if can_resend { InFlight::Resend } else { InFlight::Replay };
     let mut wanted = InitFlags::FUSE_ASYNC_READ
@@ -135,7 +171,7 @@ pub(super) fn negotiate(config: &mut KernelConfig, options: &FuseOptions) -> Neg
     let Version(major, minor) = config.kernel_abi();
     let (offered, granted) = (offered.bits(), granted.bits());
     let protocol = (major, minor);
-    Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight }
+    Negotiated { protocol, offered, granted, max_readahead, passthrough, in_flight, opens_itself }
 }
 
 /// A volume that is mounted and served.
@@ -193,7 +229,7 @@ impl FuseMount {
             let own = device.try_clone().map_err(failed("keep"))?;
             let session = Session::from_fd(adapter, own, SessionACL::All, config());
             let session = session.map_err(failed("start"))?;
-            let negotiated = served.negotiated.get().copied();
+            let negotiated = served.agreed();
             let negotiated = negotiated
                 .ok_or_else(|| failed("start")(io::Error::other("a session without INIT")))?;
             let relay = match negotiated.in_flight {
@@ -204,7 +240,9 @@ impl FuseMount {
                 }
             };
             let serving = Serving { served, ledger, connection, negotiated, relay };
-            serving.run(session, || {}).map_err(failed("run"))
+            let mut mount = serving.run(session, || {}).map_err(failed("run"))?;
+            mount.settle_opens(target);
+            Ok(mount)
         };
         start().inspect_err(|_| {
             // Without a session nobody may be left waiting for one.
@@ -251,7 +289,7 @@ impl FuseMount {
         let handles = Handles::restore(&ledger, left, Arc::clone(&device), &options.ownership)
             .map_err(failed("note the open files of"))?;
         let served = Arc::new(Served::new(table, content, Arc::clone(&device), handles, options));
-        served.negotiated.get_or_init(|| negotiated);
+        served.agree(negotiated);
         served.remember(gone);
         let (session, ours) = introduce(Adapter(Arc::clone(&served)), config(), &negotiated)
             .map_err(failed("begin to serve"))?;
@@ -271,6 +309,26 @@ impl FuseMount {
         let mount = serving.run(session, first).map_err(failed("serve"))?;
         mount.tell_again(&names, &directories);
         Ok((mount, Arc::new(listing)))
+    }
+
+    /// Lets the kernel open files by itself from now on, if that was agreed upon.
+    ///
+    /// It does so when it was told once that there is no open, and no flush, which would have every
+    /// close wait for this process. Until then it must not be anybody's close.
+    fn settle_opens(&mut self, target: &Target) {
+        if !self.negotiated.opens_itself {
+            return;
+        }
+        let any = self.served.table().any_file();
+        let opened = any.map(|file| target.open_and_close(&file));
+        if let Some(Err(error)) = &opened {
+            let error = full_message(error);
+            tracing::info!(error, "the kernel has to ask before it opens a file of a small volume");
+        }
+        if !matches!(opened, Some(Ok(()))) {
+            self.negotiated.opens_itself = false;
+            self.served.ask_to_open();
+        }
     }
 
     /// Repeats what the former process may not have had the time to tell.

@@ -22,6 +22,16 @@ use crate::{
 /// The number of the top directory; the kernel's choice.
 pub(super) const ROOT: u64 = 1;
 
+/// Read with few requests, a file is small.
+const SMALL_FILE: u64 = 128 << 10;
+
+/// Small files that take no more together can stay in the store until the kernel forgets them: what
+/// a tmpfs view may show.
+const SMALL_VOLUME: u64 = 64 << 20;
+
+/// What the kernel's cache takes for a file, at least.
+const PAGE: u64 = 4096;
+
 /// The row of the top directory.
 pub(super) const TOP: Id = Id(0);
 
@@ -241,6 +251,22 @@ impl Table {
             && origin.bucket == version.bucket
             && origin.sse_key == version.sse_key
             && below.is_some_and(|below| path.get(origin.path_skip..) == Some(below))
+    }
+
+    /// The path of a file; `None` if there is none.
+    pub(super) fn any_file(&self) -> Option<String> {
+        let is_file = |row: &Row| matches!(row.body, Body::File { .. });
+        self.rows.iter().position(is_file).map(|index| self.path(Id::from_index(index)))
+    }
+
+    /// Whether all files are small, and take little together.
+    pub(super) fn is_small(&self) -> bool {
+        let room = |row: &Row| match row.body {
+            Body::File { size, .. } => (size <= SMALL_FILE).then(|| size.next_multiple_of(PAGE)),
+            Body::Directory { .. } => Some(0),
+        };
+        let all = self.rows.iter().try_fold(0, |all, row| Some(all + room(row)?.max(PAGE)));
+        all.is_some_and(|all| all <= SMALL_VOLUME)
     }
 
     /// What it takes in memory, but for the few origins.

@@ -17,6 +17,7 @@ mod relayed;
 mod swap;
 mod table;
 mod takeover;
+mod unasked;
 
 pub(super) use takeover::server::dies_at;
 

@@ -13,7 +13,7 @@ use test_case::test_case;
 use super::{
     super::errno::errno,
     memory::{FAILS, LOCKED, SHORT, SLOW},
-    mounted::{OPTIONS, file, mounted, with_mount},
+    mounted::{OPTIONS, UNASKED, file, mounted, with_mount},
 };
 use crate::failure::FailureKind;
 
@@ -21,12 +21,14 @@ use crate::failure::FailureKind;
 fn a_failed_read_tells_its_errno() {
     let path = |kind: FailureKind| format!("{FAILS}{}", kind.as_str());
     let files: Vec<_> = FailureKind::ALL.map(|kind| file(&path(kind), "content")).into();
-    mounted(&files, OPTIONS, |mounted| {
-        for kind in FailureKind::ALL {
-            let error = fs::read(mounted.at(&path(kind))).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(errno(kind).code()), "{kind}");
-        }
-    });
+    for options in [OPTIONS, UNASKED] {
+        mounted(&files, options, |mounted| {
+            for kind in FailureKind::ALL {
+                let error = fs::read(mounted.at(&path(kind))).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(errno(kind).code()), "{kind}");
+            }
+        });
+    }
 }
 
 #[test_case(FailureKind::Stale, libc::ESTALE)]

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::super::{Content, OpenFile, Refusal};
+use super::super::{Content, Hold, OpenFile, Refusal};
 use crate::{failure::FailureKind, object::Object};
 
 /// Keys that contain it are read only while the gate is open.
@@ -34,6 +34,7 @@ pub(super) struct Memory {
     pub(super) gate: Arc<Semaphore>,
     pub(super) reads: Arc<AtomicUsize>,
     pub(super) open: Arc<()>,
+    held: Arc<()>,
 }
 
 impl Memory {
@@ -45,6 +46,7 @@ impl Memory {
             gate: Arc::new(Semaphore::new(0)),
             reads: Arc::default(),
             open: Arc::default(),
+            held: Arc::default(),
         }
     }
 
@@ -56,6 +58,11 @@ impl Memory {
     /// How many files are open.
     pub(super) fn open_files(&self) -> usize {
         Arc::strong_count(&self.open) - 1
+    }
+
+    /// How many files are held.
+    pub(super) fn held_files(&self) -> usize {
+        Arc::strong_count(&self.held) - 1 - self.open_files()
     }
 
     pub(super) fn reads(&self) -> usize {
@@ -78,7 +85,8 @@ impl Content for Memory {
             Arc::new(file)
         });
         let (gate, reads) = (Arc::clone(&self.gate), Arc::clone(&self.reads));
-        Ok(Arc::new(MemoryFile { key, bytes, whole, gate, reads, _open: Arc::clone(&self.open) }))
+        let (held, open) = (Arc::clone(&self.held), Arc::clone(&self.open));
+        Ok(Arc::new(MemoryFile { key, bytes, whole, gate, reads, held, _open: open }))
     }
 }
 
@@ -89,6 +97,7 @@ struct MemoryFile {
     whole: Option<Arc<File>>,
     gate: Arc<Semaphore>,
     reads: Arc<AtomicUsize>,
+    held: Arc<()>,
     _open: Arc<()>,
 }
 
@@ -116,5 +125,9 @@ impl OpenFile for MemoryFile {
 
     fn whole(&self) -> Option<Arc<File>> {
         self.whole.clone()
+    }
+
+    fn hold(&self) -> Option<Hold> {
+        Some(Arc::<()>::clone(&self.held))
     }
 }

@@ -11,18 +11,25 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 
 use super::{
-    super::{FuseMount, FuseOptions},
+    super::{AskToOpen, FuseMount, FuseOptions, LedgerPlace},
     OWNERSHIP, listing,
     memory::Memory,
 };
 use crate::mount::{KubeletDir, Target, TargetPath, scratch::in_private_namespace};
-use crate::view::fuse::LedgerPlace;
 
-pub(super) const OPTIONS: FuseOptions =
-    FuseOptions { ownership: OWNERSHIP, xattrs: false, passthrough: false, resend: true };
+pub(super) const OPTIONS: FuseOptions = FuseOptions {
+    ownership: OWNERSHIP,
+    xattrs: false,
+    passthrough: false,
+    ask_to_open: AskToOpen::Always,
+    resend: true,
+};
 
 /// As on a kernel that cannot send again what was not answered.
 pub(super) const REPLAYED: FuseOptions = FuseOptions { resend: false, ..OPTIONS };
+
+/// The kernel opens files by itself.
+pub(super) const UNASKED: FuseOptions = FuseOptions { ask_to_open: AskToOpen::Never, ..OPTIONS };
 
 /// A path and its content, which is its `ETag` as well if it is short.
 pub(super) type File = (String, Bytes);

@@ -19,7 +19,7 @@ use rustix::fs::{OFlags, RawDir, SeekFrom, XattrFlags};
 
 use super::{
     OWNERSHIP, at,
-    mounted::{File as Described, Mounted, OPTIONS, file, mounted},
+    mounted::{File as Described, Mounted, OPTIONS, UNASKED, file, mounted},
 };
 use crate::{units::Mode, view::fuse::FuseOptions, volume::Ownership};
 
@@ -105,6 +105,13 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
     found
 }
 
+/// Where the kernel asks before it opens a file, and where it opens it by itself.
+fn in_both_ways(files: &[Described], test: impl Fn(&Mounted) + Sync) {
+    for options in [OPTIONS, UNASKED] {
+        mounted(files, options, &test);
+    }
+}
+
 /// The plain directory beside the volume.
 fn oracle(mounted: &Mounted, files: &[Described], ownership: &Ownership) -> std::path::PathBuf {
     let root = mounted.path.with_file_name("plain");
@@ -115,7 +122,7 @@ fn oracle(mounted: &Mounted, files: &[Described], ownership: &Ownership) -> std:
 #[test]
 fn a_volume_looks_like_a_plain_directory() {
     let files = files();
-    mounted(&files, OPTIONS, |mounted| {
+    in_both_ways(&files, |mounted| {
         let oracle = oracle(mounted, &files, &OWNERSHIP);
         let (wanted, found) = (tree(&oracle), tree(&mounted.path));
         assert_eq!(found.len(), files.len() + 5);
@@ -128,7 +135,7 @@ fn a_volume_looks_like_a_plain_directory() {
 #[test]
 fn reads_at_random_places_are_those_of_a_plain_file() {
     let files = files();
-    mounted(&files, OPTIONS, |mounted| {
+    in_both_ways(&files, |mounted| {
         let oracle = oracle(mounted, &files, &OWNERSHIP);
         let mut random = StdRng::seed_from_u64(7);
         for name in ["big", "page", "empty", "a-b"] {
@@ -181,7 +188,7 @@ fn names(directory: &File, from: u64) -> Vec<(String, u64)> {
 #[test]
 fn a_listing_goes_on_from_every_position() {
     let files = files();
-    mounted(&files, OPTIONS, |mounted| {
+    in_both_ways(&files, |mounted| {
         let directory = File::open(mounted.at("many")).unwrap();
         let all = names(&directory, 0);
         assert_eq!(all.len(), 302);
@@ -197,7 +204,7 @@ fn a_listing_goes_on_from_every_position() {
 
 #[test]
 fn nothing_can_be_written() {
-    mounted(&[file("file", "content"), file("dir/file", "x")], OPTIONS, |mounted| {
+    in_both_ways(&[file("file", "content"), file("dir/file", "x")], |mounted| {
         let at = |path: &str| mounted.at(path);
         let open = |path: &str, options: &mut fs::OpenOptions| options.open(at(path)).map(drop);
         let written: [(&str, io::Result<()>); 15] = [
@@ -235,7 +242,7 @@ fn nothing_can_be_written() {
 
 #[test]
 fn what_is_missing_is_missing_and_not_remembered() {
-    mounted(&[file("dir/file", "x")], OPTIONS, |mounted| {
+    in_both_ways(&[file("dir/file", "x")], |mounted| {
         for path in ["missing", "dir/missing", "missing/file"] {
             let error = fs::metadata(mounted.at(path)).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(Errno::ENOENT as i32), "{path}");
@@ -250,7 +257,7 @@ fn what_is_missing_is_missing_and_not_remembered() {
 #[test]
 fn the_kernel_checks_permissions() {
     // Files 0440, directories 0550, of 185:1000.
-    mounted(&[file("dir/file", "x")], OPTIONS, |mounted| {
+    in_both_ways(&[file("dir/file", "x")], |mounted| {
         let read_as = |uid: u32, gid: u32| {
             thread::scope(|scope| {
                 let reading = scope.spawn(|| {
@@ -269,7 +276,7 @@ fn the_kernel_checks_permissions() {
 
 #[test]
 fn a_file_system_has_the_size_of_its_listing() {
-    mounted(&files(), OPTIONS, |mounted| {
+    in_both_ways(&files(), |mounted| {
         let found = nix::sys::statvfs::statvfs(&mounted.path).unwrap();
         let bytes: usize = files().iter().map(|(_, bytes)| bytes.len()).sum();
         assert_eq!(found.blocks(), (bytes as u64).div_ceil(4096));
@@ -309,7 +316,7 @@ fn extended_attributes_tell_the_object_version_on_request() {
 
 #[test]
 fn extended_attributes_are_not_there_unless_asked_for() {
-    mounted(&[file("file", "x")], OPTIONS, |mounted| {
+    in_both_ways(&[file("file", "x")], |mounted| {
         let error = xattr(&mounted.at("file"), "user.s3view.key").unwrap_err();
         assert_eq!(error, rustix::io::Errno::OPNOTSUPP);
     });
@@ -319,7 +326,7 @@ fn extended_attributes_are_not_there_unless_asked_for() {
 #[test]
 fn a_file_opened_for_direct_reads_has_the_same_bytes() {
     let files = files();
-    mounted(&files, OPTIONS, |mounted| {
+    in_both_ways(&files, |mounted| {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(mounted.at("page"), flags, rustix::fs::Mode::empty()).unwrap();
         let mut buffer = vec![0; 5000];

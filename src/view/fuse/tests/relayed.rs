@@ -9,10 +9,8 @@ use std::{
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::view::fuse::LedgerPlace;
-
 use super::{
-    super::{ledger::Ledger, taken::Taken},
+    super::{LedgerPlace, ledger::Ledger, taken::Taken},
     mounted::{Mounted, OPTIONS, REPLAYED, file, mounted},
 };
 

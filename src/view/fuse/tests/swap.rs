@@ -11,7 +11,7 @@ use test_case::test_case;
 
 use super::{
     super::{FuseOptions, notice::Notices},
-    mounted::{File as Described, Mounted, OPTIONS, REPLAYED, file, mounted},
+    mounted::{File as Described, Mounted, OPTIONS, REPLAYED, UNASKED, file, mounted},
 };
 
 fn before() -> Vec<Described> {
@@ -45,6 +45,8 @@ fn text(file: &mut File) -> String {
 
 #[test_case(Notices::AtOnce, OPTIONS; "at once")]
 #[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, UNASKED; "unasked, at once")]
+#[test_case(Notices::OneByOne, UNASKED; "unasked, one by one")]
 #[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
 #[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
 fn a_swap_is_seen_by_all_that_comes_after_it(notices: Notices, options: FuseOptions) {
@@ -70,6 +72,8 @@ fn a_swap_is_seen_by_all_that_comes_after_it(notices: Notices, options: FuseOpti
 
 #[test_case(Notices::AtOnce, OPTIONS; "at once")]
 #[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, UNASKED; "unasked, at once")]
+#[test_case(Notices::OneByOne, UNASKED; "unasked, one by one")]
 #[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
 #[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
 fn an_open_file_keeps_its_content(notices: Notices, options: FuseOptions) {
@@ -138,6 +142,8 @@ fn an_open_directory_keeps_its_listing_until_it_is_rewound() {
 
 #[test_case(Notices::AtOnce, OPTIONS; "at once")]
 #[test_case(Notices::OneByOne, OPTIONS; "one by one")]
+#[test_case(Notices::AtOnce, UNASKED; "unasked, at once")]
+#[test_case(Notices::OneByOne, UNASKED; "unasked, one by one")]
 #[test_case(Notices::AtOnce, REPLAYED; "replayed, at once")]
 #[test_case(Notices::OneByOne, REPLAYED; "replayed, one by one")]
 fn readers_see_one_listing_or_the_other_while_it_changes(notices: Notices, options: FuseOptions) {

@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::{
+        fs::{FileExt, MetadataExt},
+        process::ExitStatusExt,
+    },
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -12,12 +15,13 @@ use std::{
 };
 
 use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
     mount::{MsFlags, mount},
-    sys::statvfs::statvfs,
+    sys::{signal::Signal, statvfs::statvfs},
 };
 use test_case::test_case;
 
-use self::server::Server;
+use self::server::{Opens, Server};
 use super::super::InFlight;
 use crate::mount::scratch::in_private_namespace;
 
@@ -34,26 +38,33 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Runs a test on a volume that another process serves, once where the kernel sends again what was not
 /// answered, and once as on a kernel that cannot; skips loudly where the machine does not permit it.
-fn with_server(passthrough: bool, test: impl Fn(Server) + Sync) {
+fn with_server(opens: Opens, test: impl Fn(Server) + Sync) {
     for in_flight in [InFlight::Resend, InFlight::Replay] {
         // Shown when the test fails.
         eprintln!("{in_flight:?}");
-        with_server_that(in_flight, passthrough, &test);
+        with_server_that(in_flight, opens, &test);
     }
 }
 
 /// As [`with_server`], in one of the two ways.
-fn with_server_that(in_flight: InFlight, passthrough: bool, test: impl Fn(Server) + Sync) {
+fn with_server_that(in_flight: InFlight, opens: Opens, test: impl Fn(Server) + Sync) {
+    with_directory(|directory| {
+        let server = Server::start(directory, opens, in_flight);
+        // The kernel asks only once whether it may ask for the time of birth.
+        fs::metadata(server.at("")).unwrap();
+        guarded(server.connection, || test(server));
+    });
+}
+
+/// Runs a test where a process can mount, and connections be aborted.
+fn with_directory(test: impl Fn(&Path) + Sync) {
     if File::options().read(true).write(true).open("/dev/fuse").is_err() {
         eprintln!("SKIPPED: FUSE tests need root or an accessible /dev/fuse");
         return;
     }
     in_private_namespace(|directory| {
         mount(Some("test"), CONNECTIONS, Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
-        let server = Server::start(directory, passthrough, in_flight);
-        // The kernel asks only once whether it may ask for the time of birth.
-        fs::metadata(server.at("")).unwrap();
-        guarded(server.connection, || test(server));
+        test(directory);
     });
 }
 
@@ -116,7 +127,7 @@ fn used(server: &Server) -> u64 {
 
 #[test]
 fn who_waits_for_bytes_gets_them_from_the_next_process() {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         let paths: Vec<_> = (0..4).map(|n| format!("slow/{n}")).collect();
         let places: Vec<PathBuf> = paths.iter().map(|path| server.at(path)).collect();
         thread::scope(|scope| {
@@ -133,10 +144,44 @@ fn who_waits_for_bytes_gets_them_from_the_next_process() {
     });
 }
 
+/// It has closed a file of its own mount, and cannot answer any more.
+#[test]
+fn a_process_that_dies_before_the_keeper_has_its_mount_ends() {
+    for in_flight in [InFlight::Resend, InFlight::Replay] {
+        with_directory(|directory| {
+            let status = server::die_mounting(directory, in_flight, "flushed");
+            assert_eq!(status.and_then(|it| it.signal()), Some(Signal::SIGKILL as i32));
+            let error = fs::read_dir(directory.join("target")).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotConnected, "{error}");
+        });
+    }
+}
+
+/// Else they would be more with every version.
+#[test]
+fn an_old_version_that_the_kernel_opened_is_known_until_it_is_closed() {
+    with_server(Opens::Unasked, |mut server| {
+        let old = File::open(server.at("dir/changed")).unwrap();
+        assert_eq!(server.ask("show 1"), "ok");
+        server.kill();
+        server.resume();
+        // The other files of the first version are not open.
+        eventually("only it is kept", || server.ask("replaced") == "1");
+        posix_fadvise(&old, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        assert!(whole(&old) == world::file("dir/changed", 0));
+        drop(old);
+        assert_eq!(server.ask("show 2"), "ok");
+        // The kernel keeps what nobody has open until it looks the name up, or needs room.
+        fs::metadata(server.at("dir/changed")).unwrap();
+        eventually("none is kept", || server.ask("replaced") == "0");
+        server.close();
+    });
+}
+
 /// Two of them are taken by the process before it dies, and the rest by the next one only.
 #[test]
 fn who_waits_for_a_name_a_directory_or_an_open_gets_it_from_the_next_process() {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         let open = File::open(server.at("dir/changed")).unwrap();
         for round in 0..4 {
             assert_eq!(server.ask("freeze"), "ok");
@@ -165,7 +210,7 @@ fn who_waits_for_a_name_a_directory_or_an_open_gets_it_from_the_next_process() {
 
 #[test]
 fn an_open_directory_goes_on_where_it_was() {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         let mut entries = fs::read_dir(server.at("same")).unwrap();
         let first = entries.next().unwrap().unwrap().file_name();
         server.kill();
@@ -178,11 +223,12 @@ fn an_open_directory_goes_on_where_it_was() {
     });
 }
 
-#[test_case(false)]
-#[test_case(true; "passthrough")]
-fn an_old_version_that_is_open_outlives_swaps_and_processes(passthrough: bool) {
-    with_server(passthrough, |mut server| {
-        let path = if passthrough { "whole/changed" } else { "dir/changed" };
+#[test_case(Opens::Cached; "cached")]
+#[test_case(Opens::Passthrough; "passthrough")]
+#[test_case(Opens::Unasked; "unasked")]
+fn an_old_version_that_is_open_outlives_swaps_and_processes(opens: Opens) {
+    with_server(opens, |mut server| {
+        let path = if opens == Opens::Cached { "dir/changed" } else { "whole/changed" };
         let mut open = Vec::new();
         for version in 0..4 {
             open.push(File::open(server.at(path)).unwrap());
@@ -193,11 +239,13 @@ fn an_old_version_that_is_open_outlives_swaps_and_processes(passthrough: bool) {
                 assert_eq!(server.shown, version + 1);
             }
             for (version, file) in open.iter().enumerate() {
+                posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
                 assert!(whole(file) == world::file(path, version), "{version}");
             }
             assert!(fs::read(server.at(path)).unwrap() == world::file(path, version + 1));
         }
-        eventually("only these are open", || server.ask("handles") == "4");
+        let handles = if opens == Opens::Unasked { "0" } else { "4" };
+        eventually("only these are open", || server.ask("handles") == handles);
         drop(open);
         eventually("all are closed", || server.ask("handles") == "0");
         server.close();
@@ -207,7 +255,7 @@ fn an_old_version_that_is_open_outlives_swaps_and_processes(passthrough: bool) {
 #[test_case("saved")]
 #[test_case("swapped")]
 fn a_swap_that_a_process_dies_in_has_happened(point: &str) {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         // The kernel knows the names of the first version, and believes in them for ever.
         let open = File::open(server.at("dir/changed")).unwrap();
         assert_eq!(names(&server.at("v0")).unwrap(), ["only"]);
@@ -225,11 +273,11 @@ fn a_swap_that_a_process_dies_in_has_happened(point: &str) {
     });
 }
 
-#[test_case("opened", false; "cached and noted")]
-#[test_case("opened", true; "passthrough and noted")]
-#[test_case("registered", true; "passthrough and not noted")]
-fn an_open_that_a_process_dies_in_is_one_open(point: &str, passthrough: bool) {
-    with_server(passthrough, |mut server| {
+#[test_case("opened", Opens::Cached; "cached and noted")]
+#[test_case("opened", Opens::Passthrough; "passthrough and noted")]
+#[test_case("registered", Opens::Passthrough; "passthrough and not noted")]
+fn an_open_that_a_process_dies_in_is_one_open(point: &str, opens: Opens) {
+    with_server(opens, |mut server| {
         let empty = used(&server);
         for round in 0..3 {
             let path = format!("whole/{round}");
@@ -261,7 +309,7 @@ fn an_open_that_a_process_dies_in_is_one_open(point: &str, passthrough: bool) {
 #[test_case("answering")]
 #[test_case("answered")]
 fn a_request_that_a_process_dies_with_is_answered_by_the_next(point: &str) {
-    with_server_that(InFlight::Replay, true, |mut server| {
+    with_server_that(InFlight::Replay, Opens::Passthrough, |mut server| {
         let empty = used(&server);
         // Each of them is asked every time.
         let steps: [fn(&Path); 4] = [
@@ -291,7 +339,7 @@ fn a_request_that_a_process_dies_with_is_answered_by_the_next(point: &str) {
 
 #[test]
 fn a_release_that_a_process_dies_in_happens_once() {
-    with_server(true, |mut server| {
+    with_server(Opens::Passthrough, |mut server| {
         let empty = used(&server);
         for round in 0..3 {
             let files = [0, 0].map(|_| File::open(server.at(&format!("whole/{round}"))).unwrap());
@@ -308,7 +356,7 @@ fn a_release_that_a_process_dies_in_happens_once() {
 
 #[test]
 fn a_file_that_the_kernel_reads_is_opened_as_it_is_open() {
-    with_server(true, |mut server| {
+    with_server(Opens::Passthrough, |mut server| {
         let first = File::open(server.at("whole/1")).unwrap();
         server.kill();
         // It needs nobody meanwhile.

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc, time::Instant};
 
 use super::super::{
     super::{
+        LedgerPlace,
         backing::Numbers,
         journal::{Journal, Noted},
         ledger::Ledger,
@@ -13,7 +14,6 @@ use super::super::{
     },
     OWNERSHIP, at, object,
 };
-use crate::view::fuse::LedgerPlace;
 use crate::{listing::ListingBuilder, relpath::RelPath};
 
 const FILES: u64 = 1_000_000;

@@ -11,7 +11,11 @@ use std::{
 
 use test_case::test_case;
 
-use super::{eventually, names, server::Server, used, whole, with_server, world};
+use super::{
+    eventually, names,
+    server::{Opens, Server},
+    used, whole, with_server, world,
+};
 
 /// How often the process is killed.
 const ROUNDS: usize = 30;
@@ -82,10 +86,11 @@ impl Shared {
     }
 }
 
-#[test_case(false)]
-#[test_case(true; "passthrough")]
-fn no_kill_is_noticed_by_readers(passthrough: bool) {
-    with_server(passthrough, |mut server| {
+#[test_case(Opens::Cached; "cached")]
+#[test_case(Opens::Passthrough; "passthrough")]
+#[test_case(Opens::Unasked; "unasked")]
+fn no_kill_is_noticed_by_readers(opens: Opens) {
+    with_server(opens, |mut server| {
         assert_eq!(server.ask("open"), "ok");
         let empty = used(&server);
         let top = server.at("");

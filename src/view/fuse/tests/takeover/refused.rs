@@ -2,7 +2,11 @@
 
 use std::fs::{self, File};
 
-use super::{eventually, server::Server, whole, with_server, world};
+use super::{
+    eventually,
+    server::{Opens, Server},
+    whole, with_server, world,
+};
 use crate::{failure::FailureKind, view::fuse::handover::Handover};
 
 /// Lets a process try with a changed file of the ledger, and puts the right one back.
@@ -26,7 +30,7 @@ fn kind(answer: &str) -> &str {
 
 #[test]
 fn what_is_damaged_or_unknown_changes_nothing_and_the_right_one_is_gone_on_with() {
-    with_server(true, |mut server| {
+    with_server(Opens::Passthrough, |mut server| {
         let files = ["whole/1", "dir/changed"].map(|path| File::open(server.at(path)).unwrap());
         assert_eq!(server.ask("show 1"), "ok");
         server.kill();
@@ -55,7 +59,7 @@ fn what_is_damaged_or_unknown_changes_nothing_and_the_right_one_is_gone_on_with(
 
 #[test]
 fn a_mount_that_does_not_fit_is_refused() {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         server.kill();
         let given = server.handover.clone();
         let mut handover = Handover::read(&hex::decode(&given).unwrap()).unwrap();
@@ -70,7 +74,7 @@ fn a_mount_that_does_not_fit_is_refused() {
 
 #[test]
 fn a_mount_that_is_gone_is_told_as_such() {
-    with_server(false, |mut server| {
+    with_server(Opens::Cached, |mut server| {
         server.kill();
         server.unmount();
         assert_eq!(kind(&server.try_resume()), FailureKind::NotFound.as_str());

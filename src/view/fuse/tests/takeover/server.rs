@@ -9,11 +9,13 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,12 +30,11 @@ use tokio::{runtime::Runtime, sync::Semaphore};
 
 use super::{
     super::{
-        super::{Content, FuseMount, FuseOptions, InFlight, OpenFile, Refusal},
-        mounted::OPTIONS,
+        super::{Content, FuseMount, FuseOptions, InFlight, LedgerPlace, OpenFile, Refusal},
+        mounted::{OPTIONS, UNASKED},
     },
     world,
 };
-use crate::view::fuse::LedgerPlace;
 use crate::{
     failure::full_message,
     mount::{KubeletDir, TargetPath},
@@ -50,6 +51,37 @@ pub(in crate::view::fuse) fn dies_at(point: &str) {
     }
 }
 
+/// How files are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Opens {
+    Cached,
+    Passthrough,
+    /// By the kernel itself.
+    Unasked,
+}
+
+impl Opens {
+    const ALL: [Self; 3] = [Self::Cached, Self::Passthrough, Self::Unasked];
+
+    fn word(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// That of the environment.
+    fn of_word() -> Self {
+        let word = env::var("OPENS").unwrap();
+        Self::ALL.into_iter().find(|opens| opens.word() == word).unwrap()
+    }
+
+    fn options(self) -> FuseOptions {
+        match self {
+            Self::Cached => OPTIONS,
+            Self::Passthrough => FuseOptions { passthrough: true, ..OPTIONS },
+            Self::Unasked => UNASKED,
+        }
+    }
+}
+
 /// A volume's directory, and the process that serves it now.
 pub(super) struct Server {
     child: Child,
@@ -61,14 +93,14 @@ pub(super) struct Server {
     /// The version that is shown.
     pub(super) shown: usize,
     directory: PathBuf,
-    passthrough: bool,
+    opens: Opens,
     in_flight: InFlight,
 }
 
 impl Server {
     /// Mounts the first version.
-    pub(super) fn start(directory: &Path, passthrough: bool, in_flight: InFlight) -> Self {
-        let (child, control) = spawn(directory, passthrough, in_flight, None);
+    pub(super) fn start(directory: &Path, opens: Opens, in_flight: InFlight) -> Self {
+        let (child, control) = spawn(directory, opens, in_flight, None);
         let null = File::open("/dev/null").unwrap().into();
         let mut server = Self {
             child,
@@ -78,7 +110,7 @@ impl Server {
             connection: 0,
             shown: 0,
             directory: directory.to_owned(),
-            passthrough,
+            opens,
             in_flight,
         };
         let answer = server.answer();
@@ -107,8 +139,7 @@ impl Server {
     /// Lets another process try to go on; its answer.
     pub(super) fn try_resume(&mut self) -> String {
         let device = Some((&self.device, &*self.handover));
-        (self.child, self.control) =
-            spawn(&self.directory, self.passthrough, self.in_flight, device);
+        (self.child, self.control) = spawn(&self.directory, self.opens, self.in_flight, device);
         let answer = self.answer();
         if answer.starts_with("failed") {
             self.child.wait().unwrap();
@@ -170,25 +201,54 @@ type Former<'a> = (&'a OwnedFd, &'a str);
 
 fn spawn(
     directory: &Path,
-    passthrough: bool,
+    opens: Opens,
     in_flight: InFlight,
     former: Option<Former<'_>>,
 ) -> (Child, BufReader<UnixStream>) {
-    let path = directory.join("control");
-    drop(fs::remove_file(&path));
-    let listener = UnixListener::bind(&path).unwrap();
-    let test = "view::fuse::tests::takeover::server::a_process_that_others_start";
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture"]).env("DIRECTORY", directory);
-    command.env("PASSTHROUGH", if passthrough { "1" } else { "" });
-    command.env("RESEND", if in_flight == InFlight::Resend { "1" } else { "" });
-    command.stdout(Stdio::null()).stdin(Stdio::null());
+    let listener = listen(directory);
+    let mut command = command(directory, opens, in_flight);
     if let Some((device, handover)) = former {
         command.env("HANDOVER", handover).stdin(device.try_clone().unwrap());
     }
     let child = command.spawn().unwrap();
     let (control, _) = listener.accept().unwrap();
     (child, BufReader::new(control))
+}
+
+fn listen(directory: &Path) -> UnixListener {
+    let path = directory.join("control");
+    drop(fs::remove_file(&path));
+    UnixListener::bind(&path).unwrap()
+}
+
+fn command(directory: &Path, opens: Opens, in_flight: InFlight) -> Command {
+    let test = "view::fuse::tests::takeover::server::a_process_that_others_start";
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("DIRECTORY", directory);
+    command.env("OPENS", opens.word());
+    command.env("RESEND", if in_flight == InFlight::Resend { "1" } else { "" });
+    command.stdout(Stdio::null()).stdin(Stdio::null());
+    command
+}
+
+/// A process that dies while it makes a mount, where it is told to; how it ended. `None` after ten
+/// seconds: it waits for itself.
+pub(super) fn die_mounting(
+    directory: &Path,
+    in_flight: InFlight,
+    point: &str,
+) -> Option<ExitStatus> {
+    let _listener = listen(directory);
+    let mut command = command(directory, Opens::Unasked, in_flight);
+    let mut child = command.env("DIES_AT", point).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
 }
 
 fn target(directory: &Path) -> crate::mount::Target {
@@ -204,8 +264,8 @@ fn a_process_that_others_start() {
     let directory = PathBuf::from(env::var("DIRECTORY").unwrap());
     let control = UnixStream::connect(directory.join("control")).unwrap();
     let is_set = |name| !env::var(name).unwrap().is_empty();
-    let (passthrough, resend) = (is_set("PASSTHROUGH"), is_set("RESEND"));
-    let options = FuseOptions { passthrough, resend, ..OPTIONS };
+    let options = FuseOptions { resend: is_set("RESEND"), ..Opens::of_word().options() };
+    *DIES_AT.lock() = env::var("DIES_AT").ok();
     let content = Arc::new(Generated::new(&directory));
     let runtime = Runtime::new().unwrap();
     let entered = runtime.enter();
@@ -263,6 +323,7 @@ fn obey(control: &UnixStream, mount: FuseMount, content: &Generated, runtime: &R
                 "ok".to_owned()
             }
             ("descriptors", _) => fs::read_dir("/proc/self/fd").unwrap().count().to_string(),
+            ("replaced", _) => served.replaced().to_string(),
             ("handles", _) => served.handles.lock().opens.len().to_string(),
             ("close", _) => {
                 drop(frozen.take());
