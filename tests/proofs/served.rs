@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use libtest_mimic::Trial;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::time::sleep;
 
 use crate::{
@@ -39,6 +40,13 @@ use crate::{
 const SIZES: [usize; 9] =
     [1, 4096, 131_071, 131_073, 1 << 20, (1 << 20) + 1, 3 << 20, 7_000_001, 12 << 20];
 
+/// So many of them are small: the kernel opens files by itself where all are.
+const SMALL_SIZES: usize = 3;
+
+/// How long after a start the kubelet may come with the credentials: it goes round every 60 to 90
+/// seconds.
+const LATE: Duration = Duration::from_secs(75);
+
 /// Small files, in directories of ten.
 const SMALL: usize = 60;
 
@@ -53,17 +61,23 @@ pub(crate) fn trials(ids: Ids) -> Vec<Trial> {
         return Vec::new();
     }
     let kills = number("S3VIEW_READ_KILLS", 200);
-    let claim = |name: &str, kills, store, fuse| {
+    let claim = |name: &str, kills, store, sizes, fuse| {
         trial(&format!("served::{name}"), move || {
-            run(readers_live_through_kills(ids, kills, store, fuse));
+            run(readers_live_through_kills(ids, kills, store, sizes, fuse));
             Ok(())
         })
     };
+    let (all, small, replay) = (&SIZES[..], &SIZES[..SMALL_SIZES], "resend: false");
     // Where there is room the kernel soon reads all by itself; where there is none, nothing stays.
     vec![
-        claim("readers_live_through_kills", kills, "256Mi", ""),
-        claim("readers_live_through_kills_without_room", kills / 4, "14Mi", ""),
-        claim("readers_live_through_kills_without_resend", kills * 3 / 10, "14Mi", "resend: false"),
+        claim("readers_live_through_kills", kills, "256Mi", all, ""),
+        claim("readers_live_through_kills_without_room", kills / 4, "14Mi", all, ""),
+        claim("readers_live_through_kills_without_resend", kills * 3 / 10, "14Mi", all, replay),
+        claim("readers_of_small_files_live_through_kills", kills / 4, "256Mi", small, ""),
+        trial("served::readers_wait_for_a_kubelet_that_comes_late", move || {
+            run(readers_wait_for_a_kubelet_that_comes_late(ids));
+            Ok(())
+        }),
     ]
 }
 
@@ -133,13 +147,19 @@ fn any<'a>(expected: &'a Expected, random: &mut fastrand::Rng) -> (PathBuf, &'a 
     (expected.root.join(name), content)
 }
 
-fn open(path: &Path) -> File {
-    File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+/// Opens a file, and has the kernel forget now and then what it has of it.
+fn open(path: &Path, random: &mut fastrand::Rng) -> File {
+    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    if random.u8(..4) == 0 {
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        posix_fadvise(&file, 0, 0, advice).expect("advice is taken");
+    }
+    file
 }
 
 fn stream(expected: &Expected, random: &mut fastrand::Rng) {
     let (path, content) = any(expected, random);
-    let (mut file, mut at) = (open(&path), 0);
+    let (mut file, mut at) = (open(&path, random), 0);
     let mut buffer = vec![0; random.usize(1..200_000)];
     loop {
         let read = file.read(&mut buffer);
@@ -155,7 +175,7 @@ fn stream(expected: &Expected, random: &mut fastrand::Rng) {
 
 fn seek(expected: &Expected, random: &mut fastrand::Rng) {
     let (path, content) = any(expected, random);
-    let file = open(&path);
+    let file = open(&path, random);
     for _ in 0..20 {
         let at = random.usize(..content.len());
         let end = content.len().min(at + random.usize(1..70_000));
@@ -170,7 +190,7 @@ fn seek(expected: &Expected, random: &mut fastrand::Rng) {
 fn map(expected: &Expected, random: &mut fastrand::Rng) {
     let (path, content) = any(expected, random);
     // SAFETY: nobody can write to a read-only view, and a swap shows other inodes.
-    let mapped = unsafe { memmap2::Mmap::map(&open(&path)) };
+    let mapped = unsafe { memmap2::Mmap::map(&open(&path, random)) };
     let mapped = mapped.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(mapped[..] == content[..], "{} as it is mapped", path.display());
 }
@@ -196,16 +216,22 @@ fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
 }
 
-async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &str) {
+/// A volume of small files and of these.
+async fn published(
+    ids: Ids,
+    store: &str,
+    sizes: &[usize],
+    fuse: &str,
+) -> (Fixture, Pod, Arc<Expected>) {
     let server = Server::Embedded(EmbeddedS3::start(Options::default()));
     let more = "limits: { minRefresh: 10ms }\nfetch: { partSize: 1Mi, bytesInFlight: 16Mi }\n";
     let more = format!("{more}fuse: {{ {fuse} }}\n");
     let config = Fixture::config(&server, &more).replace("256Mi", store);
-    let mut fixture = Fixture::start_as(server, ids, &config, Shown::Fuse).await;
+    let fixture = Fixture::start_as(server, ids, &config, Shown::Fuse).await;
     let mut files: Vec<_> = (0..SMALL)
         .map(|number| (format!("d{}/{number}", number / 10), content(number, 1000 + number)))
         .collect();
-    let large = SIZES.iter().enumerate();
+    let large = sizes.iter().enumerate();
     files.extend(large.map(|(at, size)| (format!("large/{at}"), content(SMALL + at, *size))));
     for (name, content) in &files {
         fixture.embedded().put(&fixture.bucket, &format!("k/{name}"), content.clone());
@@ -215,6 +241,17 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &st
     let root = fixture.publish(&pod).await;
     assert!(fuse.is_empty() || keeps_requests(&fixture), "it goes the way that is asked for");
     let expected = Arc::new(Expected { root, files });
+    (fixture, pod, expected)
+}
+
+async fn readers_live_through_kills(
+    ids: Ids,
+    kills: u64,
+    store: &str,
+    sizes: &[usize],
+    fuse: &str,
+) {
+    let (mut fixture, pod, expected) = published(ids, store, sizes, fuse).await;
     let readers = Readers::start(&expected);
     let other = fixture.home.path().join("another-build");
     std::fs::copy(PROGRAM, &other).expect("a program can be copied");
@@ -230,9 +267,22 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &st
             grown.push(figures(&fixture).await);
         }
     }
-    // All of them go on after the last kill, once the kubelet has been there: without credentials,
-    // what has to be asked of S3 would wait for minutes, and then fail.
+    // Without credentials, what has to be asked of S3 would wait for minutes, and then fail.
     fixture.publish(&pod).await;
+    let done = all_go_on(readers).await;
+    eprintln!("{kills} kills; rounds of each reader: {done:?}; grown: {grown:?}");
+    let [first, last] = grown[..] else { panic!("looked at twice: {grown:?}") };
+    assert!(last.keeper <= first.keeper, "the keeper's descriptors: {grown:?}");
+    assert!(last.plugin <= first.plugin + 24, "the plugin's descriptors: {grown:?}");
+    // Each process begins anew, with what its readers happen to ask for at once.
+    assert!(last.memory_kib <= MEMORY_KIB, "the plugin's memory: {grown:?}");
+    assert!(last.ledger <= first.ledger.max(1 << 20), "the ledger: {grown:?}");
+    fixture.unpublish(&pod).await;
+    fixture.assert_nothing_left();
+}
+
+/// Waits until each reader has done what it does once more, and ends them.
+async fn all_go_on(readers: Readers) -> Vec<u64> {
     let reads = || readers.reads.iter().map(|it| it.load(Ordering::Relaxed)).collect::<Vec<_>>();
     let before = reads();
     for _ in 0..1000 {
@@ -244,14 +294,21 @@ async fn readers_live_through_kills(ids: Ids, kills: u64, store: &str, fuse: &st
     }
     let after = reads();
     let done = readers.end();
-    eprintln!("{kills} kills; rounds of each reader: {done:?}; grown: {grown:?}");
     assert!(after.iter().zip(&before).all(|(now, before)| now > before), "{before:?} {after:?}");
-    let [first, last] = grown[..] else { panic!("looked at twice: {grown:?}") };
-    assert!(last.keeper <= first.keeper, "the keeper's descriptors: {grown:?}");
-    assert!(last.plugin <= first.plugin + 24, "the plugin's descriptors: {grown:?}");
-    // Each process begins anew, with what its readers happen to ask for at once.
-    assert!(last.memory_kib <= MEMORY_KIB, "the plugin's memory: {grown:?}");
-    assert!(last.ledger <= first.ledger.max(1 << 20), "the ledger: {grown:?}");
+    done
+}
+
+/// Nothing stays here, so they need S3 all the time, and soon all wait for credentials.
+async fn readers_wait_for_a_kubelet_that_comes_late(ids: Ids) {
+    let (mut fixture, pod, expected) = published(ids, "14Mi", &SIZES, "").await;
+    let readers = Readers::start(&expected);
+    sleep(Duration::from_millis(200)).await;
+    fixture.plugin.take().expect("it runs").kill();
+    fixture.restart().await;
+    sleep(LATE).await;
+    assert!(!readers.has_failed(), "a read has failed");
+    fixture.publish(&pod).await;
+    all_go_on(readers).await;
     fixture.unpublish(&pod).await;
     fixture.assert_nothing_left();
 }
