@@ -14,7 +14,7 @@ mod past;
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     time::SystemTime,
 };
@@ -232,12 +232,28 @@ impl Skipped {
     pub fn count(&self) -> u64 {
         self.count
     }
+}
 
-    fn add(&mut self, bucket: &Bucket, key: &str, problem: PathProblem) {
+/// Skipped keys while they are collected. Keys come in any order, and the same ones are named.
+#[derive(Debug, Default)]
+struct Skips {
+    count: u64,
+    /// Source, key, and what is said about it.
+    first: BTreeMap<(u32, String), String>,
+}
+
+impl Skips {
+    fn add(&mut self, source: u32, bucket: &Bucket, key: &str, problem: PathProblem) {
         self.count += 1;
-        if self.first.len() < NAMED_SKIPS {
-            self.first.push(format!("{bucket}/{}: {problem}", key.escape_debug()));
+        let text = || format!("{bucket}/{}: {problem}", key.escape_debug());
+        self.first.entry((source, key.to_owned())).or_insert_with(text);
+        if self.first.len() > NAMED_SKIPS {
+            self.first.pop_last();
         }
+    }
+
+    fn finish(self) -> Skipped {
+        Skipped { count: self.count, first: self.first.into_values().collect() }
     }
 }
 
@@ -265,7 +281,7 @@ pub struct ListingBuilder {
     directories: HashMap<RelPath, Maker>,
     /// The directory of the last file, which is that of the next, as a rule.
     last: Option<RelPath>,
-    skipped: Skipped,
+    skips: Skips,
 }
 
 /// The first object that made a path a directory.
@@ -286,7 +302,7 @@ impl ListingBuilder {
             packer: Packer::default(),
             directories: HashMap::new(),
             last: None,
-            skipped: Skipped::default(),
+            skips: Skips::default(),
         }
     }
 
@@ -306,7 +322,8 @@ impl ListingBuilder {
         std::mem::take(&mut self.given)
     }
 
-    /// Adds an object whose key continues with `below` after the source's prefix.
+    /// Adds an object whose key continues with `below` after the source's prefix. Those of one source
+    /// come in any order.
     ///
     /// Keys that the filter does not want are dropped silently; keys that cannot be paths are
     /// counted as skipped. The prefix's own marker (`below` is empty) is the volume's top.
@@ -380,7 +397,8 @@ impl ListingBuilder {
 
     /// Counts an object as one that no path can hold.
     pub fn skip(&mut self, object: &Object, problem: PathProblem) {
-        self.skipped.add(&object.version.bucket, object.version.key.as_str(), problem);
+        let ObjectVersion { bucket, key, .. } = &object.version;
+        self.skips.add(self.source, bucket, key.as_str(), problem);
     }
 
     /// Decides what the volume shows. Sorts everything, which takes a while for a million keys.
@@ -391,7 +409,7 @@ impl ListingBuilder {
     /// or one source's file is where another needs a directory. (Within one source, a key that is
     /// also a directory of other keys is skipped: S3 allows that, so it is nobody's mistake.)
     pub fn finish(self) -> Result<Listing, ListingError> {
-        let Self { packer: Packer { mut files, .. }, mut skipped, .. } = self;
+        let Self { packer: Packer { mut files, .. }, mut skips, .. } = self;
         files.sort();
         files.dedup();
         if let Some((a, b)) =
@@ -414,7 +432,8 @@ impl ListingBuilder {
                 None => Ok(true),
                 Some((_, maker)) if maker.source == row.source() => {
                     let ObjectVersion { bucket, key, .. } = row.object().version;
-                    skipped.add(&bucket, key.as_str(), PathProblem::AlsoDirectory);
+                    let problem = PathProblem::AlsoDirectory;
+                    skips.add(row.source(), &bucket, key.as_str(), problem);
                     Ok(false)
                 }
                 Some((_, maker)) => Err(conflict(row, &maker.bucket, &maker.key)),
@@ -422,7 +441,7 @@ impl ListingBuilder {
         })?;
         files.settle();
         let directories = directories.into_iter().map(|(path, _)| path).collect();
-        Ok(Listing { files, directories, skipped })
+        Ok(Listing { files, directories, skipped: skips.finish() })
     }
 }
 

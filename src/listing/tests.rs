@@ -85,7 +85,10 @@ fn what_no_path_can_hold_is_counted_and_the_first_three_are_named() {
     assert_eq!(paths(&listing), ["ok"]);
     assert_eq!(listing.skipped().count(), 4);
     let text = listing.skipped().to_string();
-    assert!(text.contains("bucket/a//b: a segment is empty"), "{text}");
+    // By their order, not by that in which they came.
+    let first =
+        ["../etc/passwd: a segment is '.'", "..data: top-level", "/abs: a segment is empty"];
+    assert!(first.iter().all(|named| text.contains(&format!("bucket/{named}"))), "{text}");
     assert!(text.ends_with("; ...)"), "{text}");
 }
 
