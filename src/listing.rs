@@ -7,12 +7,14 @@
 //! decides before.
 
 mod codec;
+mod files;
+mod moment;
 mod origin;
 mod past;
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     time::SystemTime,
 };
@@ -20,8 +22,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::files::{Files, Packer, by_path};
 pub use self::{
     codec::{read_object, write_object},
+    files::Row,
+    moment::Moment,
     origin::Origin,
     past::{Evidence, KeyVersion, NULL_VERSION, StateAt},
 };
@@ -29,7 +34,7 @@ use crate::{
     failure::FailureKind,
     glob::Filter,
     object::{Bucket, Key, Object, ObjectVersion},
-    relpath::{PathProblem, RelPath},
+    relpath::{self, PathProblem, RelPath},
 };
 
 /// How many skipped keys are named; the rest are counted.
@@ -47,7 +52,7 @@ pub struct Entry {
 /// Everything that a volume shows at one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
-    entries: Vec<Entry>,
+    files: Files,
     directories: Vec<RelPath>,
     skipped: Skipped,
 }
@@ -127,24 +132,57 @@ impl Listing {
     /// `None` if they are no listing: a path twice, or a file whose directory is missing or is a
     /// file itself.
     pub fn from_parts(
-        mut entries: Vec<Entry>,
+        entries: impl IntoIterator<Item = Entry>,
+        directories: Vec<RelPath>,
+        skipped: Skipped,
+    ) -> Option<Self> {
+        let mut packer = Packer::default();
+        entries.into_iter().for_each(|Entry { path, object }| packer.push(0, &path, &object));
+        Self::from_files(packer.files, directories, skipped)
+    }
+
+    fn from_files(
+        mut files: Files,
         mut directories: Vec<RelPath>,
         skipped: Skipped,
     ) -> Option<Self> {
-        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        files.sort();
+        files.settle();
         directories.sort_unstable();
-        let known: HashSet<&RelPath> = directories.iter().collect();
-        let stands = |path: &RelPath| path.parent().is_none_or(|parent| known.contains(&parent));
-        let once = entries.array_windows().all(|[a, b]| a.path != b.path)
-            && known.len() == directories.len();
-        let files = entries.iter().all(|e| stands(&e.path) && !known.contains(&e.path));
-        let good = once && files && directories.iter().all(stands);
-        good.then_some(Self { entries, directories, skipped })
+        let known: HashSet<&str> = directories.iter().map(RelPath::as_str).collect();
+        let stands = |path: &str| relpath::parent(path).is_none_or(|parent| known.contains(parent));
+        let follows = |(a, b): (Row<'_>, Row<'_>)| by_path(a, b) == Ordering::Less;
+        let once =
+            files.rows().zip(files.rows().skip(1)).all(follows) && known.len() == directories.len();
+        let is_file = |row: Row<'_>| stands(row.path()) && !known.contains(row.path());
+        let good = once && files.rows().all(is_file) && known.iter().copied().all(stands);
+        good.then_some(Self { files, directories, skipped })
     }
 
-    /// The files, sorted by path.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    /// The files, sorted by path, each made when it is its turn. Who looks at all of many, and keeps
+    /// none, takes [`Listing::rows`].
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry> + Clone {
+        self.rows().map(Row::entry)
+    }
+
+    /// The files, sorted by path, as they stand in memory.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> + Clone {
+        self.files.rows()
+    }
+
+    /// Where files come from, in the order in which they, sorted, need it.
+    pub fn origins(&self) -> &[Origin] {
+        self.files.origins()
+    }
+
+    /// How many files there are.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether there is no file.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Every directory below the top, sorted, parents before children.
@@ -162,21 +200,15 @@ impl Listing {
     /// An object is the same if its version is: an upload of equal content has another time, and
     /// changes nothing.
     pub fn changes_from(&self, old: &Self) -> Changes {
-        let mut before = old.entries.iter().peekable();
+        let mut before = old.rows().peekable();
         let mut changes = Changes::default();
-        for entry in &self.entries {
-            while before.peek().is_some_and(|old| old.path < entry.path) {
-                before.next();
+        for row in self.rows() {
+            while before.next_if(|old| by_path(*old, row) == Ordering::Less).is_some() {
                 changes.names_differ = true;
             }
-            match before.peek().map(|old| (old.path.cmp(&entry.path), *old)) {
-                Some((Ordering::Equal, old)) => {
-                    before.next();
-                    if old.object.version != entry.object.version {
-                        changes.files.insert(entry.path.clone());
-                    }
-                }
-                _ => drop(changes.files.insert(entry.path.clone())),
+            let same_path = before.next_if(|old| old.path() == row.path());
+            if !same_path.is_some_and(|old| old.shows_as(row)) {
+                changes.files.insert(row.entry().path);
             }
         }
         changes.names_differ |= before.next().is_some() || self.directories != old.directories;
@@ -185,13 +217,13 @@ impl Listing {
 
     /// When the youngest object was written; `None` without objects.
     pub fn newest(&self) -> Option<SystemTime> {
-        self.entries.iter().map(|entry| entry.object.last_modified).max()
+        self.rows().map(Row::modified).max().map(SystemTime::from)
     }
 
     /// The sum of the sizes in bytes, each rounded up to a multiple of `unit` (1: exact).
     pub fn bytes(&self, unit: u64) -> u64 {
-        let rounded = |entry: &Entry| entry.object.version.size.div_ceil(unit).saturating_mul(unit);
-        self.entries.iter().map(rounded).fold(0, u64::saturating_add)
+        let rounded = |row: Row<'_>| row.size().div_ceil(unit).saturating_mul(unit);
+        self.rows().map(rounded).fold(0, u64::saturating_add)
     }
 }
 
@@ -200,12 +232,28 @@ impl Skipped {
     pub fn count(&self) -> u64 {
         self.count
     }
+}
 
-    fn add(&mut self, bucket: &Bucket, key: &str, problem: PathProblem) {
+/// Skipped keys while they are collected. Keys come in any order, and the same ones are named.
+#[derive(Debug, Default)]
+struct Skips {
+    count: u64,
+    /// Source, key, and what is said about it.
+    first: BTreeMap<(u32, String), String>,
+}
+
+impl Skips {
+    fn add(&mut self, source: u32, bucket: &Bucket, key: &str, problem: PathProblem) {
         self.count += 1;
-        if self.first.len() < NAMED_SKIPS {
-            self.first.push(format!("{bucket}/{}: {problem}", key.escape_debug()));
+        let text = || format!("{bucket}/{}: {problem}", key.escape_debug());
+        self.first.entry((source, key.to_owned())).or_insert_with(text);
+        if self.first.len() > NAMED_SKIPS {
+            self.first.pop_last();
         }
+    }
+
+    fn finish(self) -> Skipped {
+        Skipped { count: self.count, first: self.first.into_values().collect() }
     }
 }
 
@@ -226,24 +274,20 @@ impl fmt::Display for Skipped {
 #[derive(Debug)]
 pub struct ListingBuilder {
     max_objects: u64,
-    source: usize,
+    source: u32,
     /// What the current source has given.
     given: usize,
-    files: Vec<File>,
+    packer: Packer,
     directories: HashMap<RelPath, Maker>,
-    skipped: Skipped,
-}
-
-#[derive(Debug)]
-struct File {
-    source: usize,
-    entry: Entry,
+    /// The directory of the last file, which is that of the next, as a rule.
+    last: Option<RelPath>,
+    skips: Skips,
 }
 
 /// The first object that made a path a directory.
 #[derive(Debug)]
 struct Maker {
-    source: usize,
+    source: u32,
     bucket: Bucket,
     key: Key,
 }
@@ -255,15 +299,16 @@ impl ListingBuilder {
             max_objects,
             source: 0,
             given: 0,
-            files: Vec::new(),
+            packer: Packer::default(),
             directories: HashMap::new(),
-            skipped: Skipped::default(),
+            last: None,
+            skips: Skips::default(),
         }
     }
 
     /// How many files and directories there are so far.
     pub fn len(&self) -> usize {
-        self.files.len() + self.directories.len()
+        self.packer.files.len() + self.directories.len()
     }
 
     /// Whether nothing was added.
@@ -277,7 +322,8 @@ impl ListingBuilder {
         std::mem::take(&mut self.given)
     }
 
-    /// Adds an object whose key continues with `below` after the source's prefix.
+    /// Adds an object whose key continues with `below` after the source's prefix. Those of one source
+    /// come in any order.
     ///
     /// Keys that the filter does not want are dropped silently; keys that cannot be paths are
     /// counted as skipped. The prefix's own marker (`below` is empty) is the volume's top.
@@ -289,7 +335,7 @@ impl ListingBuilder {
         directory: Option<&RelPath>,
         below: &str,
         filter: &Filter,
-        object: Object,
+        object: &Object,
     ) -> Result<(), ListingError> {
         let is_marker = below.ends_with('/');
         let name = below.strip_suffix('/').unwrap_or(below);
@@ -297,17 +343,17 @@ impl ListingBuilder {
             return Ok(());
         }
         match RelPath::join(directory, name) {
-            Err(problem) => self.skip(&object, problem),
+            Err(problem) => self.skip(object, problem),
             Ok(path) if is_marker => {
                 if object.version.size > 0 {
-                    self.skip(&object, PathProblem::MarkerContent);
+                    self.skip(object, PathProblem::MarkerContent);
                 }
                 self.given += 1;
                 let ancestors = path.ancestors();
                 return self
-                    .add_directories(std::iter::once(path.clone()).chain(ancestors), &object);
+                    .add_directories(std::iter::once(path.clone()).chain(ancestors), object);
             }
-            Ok(path) => return self.add_file(path, object),
+            Ok(path) => return self.add_file(&path, object),
         }
         Ok(())
     }
@@ -316,13 +362,16 @@ impl ListingBuilder {
     ///
     /// # Errors
     /// [`ListingError::TooMany`].
-    pub fn add_file(&mut self, path: RelPath, object: Object) -> Result<(), ListingError> {
-        if self.files.len() as u64 >= self.max_objects {
+    pub fn add_file(&mut self, path: &RelPath, object: &Object) -> Result<(), ListingError> {
+        if self.packer.files.len() as u64 >= self.max_objects {
             return Err(ListingError::TooMany { limit: self.max_objects });
         }
         self.given += 1;
-        self.add_directories(path.ancestors(), &object)?;
-        self.files.push(File { source: self.source, entry: Entry { path, object } });
+        if relpath::parent(path.as_str()) != self.last.as_ref().map(RelPath::as_str) {
+            self.add_directories(path.ancestors(), object)?;
+            self.last = path.parent();
+        }
+        self.packer.push(self.source, path, object);
         Ok(())
     }
 
@@ -348,7 +397,8 @@ impl ListingBuilder {
 
     /// Counts an object as one that no path can hold.
     pub fn skip(&mut self, object: &Object, problem: PathProblem) {
-        self.skipped.add(&object.version.bucket, object.version.key.as_str(), problem);
+        let ObjectVersion { bucket, key, .. } = &object.version;
+        self.skips.add(self.source, bucket, key.as_str(), problem);
     }
 
     /// Decides what the volume shows. Sorts everything, which takes a while for a million keys.
@@ -358,42 +408,51 @@ impl ListingBuilder {
     /// [`ListingError::Conflict`] if two keys claim one path: two sources put different keys there,
     /// or one source's file is where another needs a directory. (Within one source, a key that is
     /// also a directory of other keys is skipped: S3 allows that, so it is nobody's mistake.)
-    pub fn finish(mut self) -> Result<Listing, ListingError> {
-        self.files.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
-        self.files.dedup_by(|b, a| a.source == b.source && a.entry == b.entry);
-        if let Some([a, b]) = self.files.array_windows().find(|[a, b]| a.entry.path == b.entry.path)
+    pub fn finish(self) -> Result<Listing, ListingError> {
+        let Self { packer: Packer { mut files, .. }, mut skips, .. } = self;
+        files.sort();
+        files.dedup();
+        if let Some((a, b)) =
+            files.rows().zip(files.rows().skip(1)).find(|(a, b)| same_path(*a, *b))
         {
-            let ObjectVersion { bucket, key, .. } = &b.entry.object.version;
-            if a.source == b.source && a.entry.object.version.key == *key {
-                return Err(ListingError::Changed {
-                    bucket: bucket.to_string(),
-                    key: key.to_string(),
-                });
+            let ObjectVersion { bucket, key, .. } = b.object().version;
+            if a.source() == b.source() && a.object().version.key == key {
+                let (bucket, key) = (bucket.to_string(), key.to_string());
+                return Err(ListingError::Changed { bucket, key });
             }
-            return Err(conflict(&a.entry, bucket, key));
+            return Err(conflict(a, &bucket, &key));
         }
-        let mut skipped = self.skipped;
-        let mut entries = Vec::with_capacity(self.files.len());
-        for File { source, entry } in self.files {
-            match self.directories.get(&entry.path) {
-                None => entries.push(entry),
-                Some(maker) if maker.source == source => {
-                    let ObjectVersion { bucket, key, .. } = &entry.object.version;
-                    skipped.add(bucket, key.as_str(), PathProblem::AlsoDirectory);
+        let mut directories: Vec<_> = self.directories.into_iter().collect();
+        directories.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut above = directories.iter().peekable();
+        files.try_retain(|row| {
+            let order = |path: &RelPath| relpath::compare(path.as_str(), row.path());
+            while above.next_if(|(path, _)| order(path) == Ordering::Less).is_some() {}
+            match above.next_if(|(path, _)| order(path) == Ordering::Equal) {
+                None => Ok(true),
+                Some((_, maker)) if maker.source == row.source() => {
+                    let ObjectVersion { bucket, key, .. } = row.object().version;
+                    let problem = PathProblem::AlsoDirectory;
+                    skips.add(row.source(), &bucket, key.as_str(), problem);
+                    Ok(false)
                 }
-                Some(maker) => return Err(conflict(&entry, &maker.bucket, &maker.key)),
+                Some((_, maker)) => Err(conflict(row, &maker.bucket, &maker.key)),
             }
-        }
-        let mut directories: Vec<_> = self.directories.into_keys().collect();
-        directories.sort_unstable();
-        Ok(Listing { entries, directories, skipped })
+        })?;
+        files.settle();
+        let directories = directories.into_iter().map(|(path, _)| path).collect();
+        Ok(Listing { files, directories, skipped: skips.finish() })
     }
 }
 
-fn conflict(entry: &Entry, bucket: &Bucket, key: &Key) -> ListingError {
-    let ObjectVersion { bucket: first_bucket, key: first_key, .. } = &entry.object.version;
+fn same_path(a: Row<'_>, b: Row<'_>) -> bool {
+    a.path() == b.path()
+}
+
+fn conflict(row: Row<'_>, bucket: &Bucket, key: &Key) -> ListingError {
+    let ObjectVersion { bucket: first_bucket, key: first_key, .. } = row.object().version;
     ListingError::Conflict {
-        path: entry.path.to_string(),
+        path: row.path().to_owned(),
         first: format!("{first_bucket}/{first_key}"),
         second: format!("{bucket}/{key}"),
     }

@@ -4,7 +4,7 @@
 //! volume. What no file system can hold is a [`PathProblem`], reported and never repaired: a
 //! repaired name could collide with another key.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use thiserror::Error;
 
@@ -91,12 +91,12 @@ impl RelPath {
 
     /// The last component.
     pub fn file_name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or_default()
+        file_name(&self.0)
     }
 
     /// The directory above; `None` at the top level.
     pub fn parent(&self) -> Option<Self> {
-        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
+        parent(&self.0).map(|parent| Self(parent.into()))
     }
 
     /// All directories above, the nearest first.
@@ -111,14 +111,14 @@ impl RelPath {
 }
 
 impl PartialOrd for RelPath {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for RelPath {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.components().cmp(other.components())
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare(self.as_str(), other.as_str())
     }
 }
 
@@ -126,6 +126,26 @@ impl fmt::Display for RelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// How the paths with these texts are ordered: as their components are, one after the other.
+pub fn compare(a: &str, b: &str) -> Ordering {
+    // No name holds a NUL, so it can stand for the end of one: before all that can go on there.
+    let ends_first = |byte: u8| if byte == b'/' { 0 } else { byte };
+    match a.bytes().zip(b.bytes()).find(|(a, b)| a != b) {
+        Some((a, b)) => ends_first(a).cmp(&ends_first(b)),
+        None => a.len().cmp(&b.len()),
+    }
+}
+
+/// The last component of the path with this text.
+pub fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+/// The directory above the path with this text; `None` at the top level.
+pub fn parent(path: &str) -> Option<&str> {
+    path.rsplit_once('/').map(|(parent, _)| parent)
 }
 
 fn check_name(name: &str) -> Result<(), PathProblem> {
@@ -184,6 +204,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn paths_are_ordered_as_their_components(a in "[a\u{1}/\u{e9}0-]{0,6}", b in "[a\u{1}/\u{e9}0-]{0,6}") {
+            if let (Ok(a), Ok(b)) = (RelPath::parse(&a), RelPath::parse(&b)) {
+                prop_assert_eq!(a.cmp(&b), a.components().cmp(b.components()));
+            }
+        }
+
         #[test]
         fn no_text_escapes_the_volume(text in "[a./\0~ é-]{0,12}") {
             if let Ok(path) = RelPath::parse(&text) {

@@ -118,13 +118,13 @@ async fn add(
 ) -> Result<(), ResolveError> {
     match &part.selection {
         Selection::Prefix(prefix) => {
-            let take = |object| add_below(part, prefix, object, builder);
+            let take = |object| add_below(part, prefix, &object, builder);
             source.list(&part.bucket, prefix, take).await
         }
         Selection::Key { key, version_id } => {
             let path = file_path(part, key)?;
             let head = source.head(&part.bucket, key, version_id.as_ref()).await?;
-            Ok(builder.add_file(path, head.object)?)
+            Ok(builder.add_file(&path, &head.object)?)
         }
     }
 }
@@ -132,11 +132,10 @@ async fn add(
 fn add_below(
     part: &SourceSpec,
     prefix: &Prefix,
-    object: Object,
+    object: &Object,
     builder: &mut ListingBuilder,
 ) -> Result<(), ResolveError> {
-    let key = object.version.key.clone();
-    let below = prefix.strip(key.as_str()).unwrap_or_default();
+    let below = prefix.strip(object.version.key.as_str()).unwrap_or_default();
     Ok(builder.add_below(part.path.as_ref(), below, &part.filter, object)?)
 }
 

@@ -14,14 +14,13 @@
 //! check sums belong to whatever holds it.
 
 use std::{
-    collections::HashMap,
     io::{self, Read, Write},
     str,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Entry, Listing, NAMED_SKIPS, Origin, Skipped};
+use super::{Listing, NAMED_SKIPS, Origin, Skipped, files::Packer};
 use crate::{
     object::{Bucket, ETag, EndpointId, Key, Object, ObjectVersion, SseKeyDigest},
     packed::{invalid, put, put_bytes, take, take_bytes, take_text},
@@ -37,22 +36,18 @@ impl Listing {
     /// # Errors
     /// What the writer answers.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut origins = HashMap::new();
+        let mut known = 0;
         let mut last = "";
-        put(out, self.entries.len() as u64)?;
-        for Entry { path, object } in &self.entries {
-            put_path(out, last, path.as_str())?;
-            last = path.as_str();
-            let origin = Origin::of(last, &object.version);
-            let known = origins.len() as u64;
-            if let Some(index) = origins.get(&origin) {
-                put(out, *index)?;
-            } else {
-                put(out, known)?;
-                put_origin(out, &origin)?;
-                origins.insert(origin, known);
+        put(out, self.len() as u64)?;
+        for row in self.rows() {
+            put_path(out, last, row.path())?;
+            last = row.path();
+            put(out, row.origin_number().into())?;
+            if row.origin_number() == known {
+                put_origin(out, row.origin())?;
+                known += 1;
             }
-            put_version(out, object)?;
+            put_version(out, (row.etag(), row.size(), row.version_id(), row.modified().into()))?;
         }
         put(out, self.directories.len() as u64)?;
         let mut last = "";
@@ -70,7 +65,7 @@ impl Listing {
     /// # Errors
     /// `InvalidData` and `UnexpectedEof` for what is no listing; what the reader answers.
     pub fn read(input: &mut impl Read) -> io::Result<Self> {
-        let (mut entries, mut directories) = (Vec::new(), Vec::new());
+        let (mut packer, mut directories) = (Packer::default(), Vec::new());
         let mut origins = Vec::new();
         let mut last = String::new();
         for _ in 0..take(input)? {
@@ -81,7 +76,7 @@ impl Listing {
             }
             let origin = origins.get(index).ok_or_else(|| invalid("no origin"))?;
             let object = take_version(input, origin, &last)?;
-            entries.push(Entry { path: parsed(&last)?, object });
+            packer.push(0, &parsed(&last)?, &object);
         }
         last.clear();
         for _ in 0..take(input)? {
@@ -93,7 +88,7 @@ impl Listing {
             return Err(invalid("more skipped keys than are named"));
         }
         let first = (0..named).map(|_| take_text(input, MOST)).collect::<io::Result<_>>()?;
-        Self::from_parts(entries, directories, Skipped { count, first })
+        Self::from_files(packer.files, directories, Skipped { count, first })
             .ok_or_else(|| invalid("no listing"))
     }
 }
@@ -104,7 +99,8 @@ impl Listing {
 /// What the writer answers.
 pub fn write_object(out: &mut impl Write, object: &Object) -> io::Result<()> {
     put_origin(out, &Origin::of("", &object.version))?;
-    put_version(out, object)
+    let Object { version: ObjectVersion { etag, size, .. }, version_id, last_modified } = object;
+    put_version(out, (etag.as_str(), *size, version_id.as_deref(), *last_modified))
 }
 
 /// Reads what [`write_object`] wrote.
@@ -160,12 +156,14 @@ fn take_origin(input: &mut impl Read) -> io::Result<Origin> {
     Ok(Origin { endpoint, bucket, sse_key, key_head, path_skip })
 }
 
-fn put_version(out: &mut impl Write, object: &Object) -> io::Result<()> {
-    let Object { version, version_id, last_modified } = object;
-    put_bytes(out, version.etag.as_str().as_bytes())?;
-    put(out, version.size)?;
-    put_bytes(out, version_id.as_deref().unwrap_or_default().as_bytes())?;
-    put_time(out, *last_modified)
+fn put_version(
+    out: &mut impl Write,
+    (etag, size, version_id, modified): (&str, u64, Option<&str>, SystemTime),
+) -> io::Result<()> {
+    put_bytes(out, etag.as_bytes())?;
+    put(out, size)?;
+    put_bytes(out, version_id.unwrap_or_default().as_bytes())?;
+    put_time(out, modified)
 }
 
 fn take_version(input: &mut impl Read, origin: &Origin, path: &str) -> io::Result<Object> {
@@ -234,7 +232,7 @@ mod tests {
         {
             for directory in [None, Some(&below)] {
                 let object = object(key, 1_500_000_000 * n as u64);
-                builder.add_below(directory, key, &Filter::default(), object).unwrap();
+                builder.add_below(directory, key, &Filter::default(), &object).unwrap();
             }
         }
         builder.finish().unwrap()
@@ -291,7 +289,7 @@ mod tests {
         for n in 0..10_000 {
             let key = format!("data/part-{:03}/file-{n:07}.parquet", n % 1000);
             let path = key.strip_prefix("data/").unwrap();
-            builder.add_file(RelPath::parse(path).unwrap(), object(&key, n)).unwrap();
+            builder.add_file(&RelPath::parse(path).unwrap(), &object(&key, n)).unwrap();
         }
         let each = bytes(&builder.finish().unwrap()).len() / 10_000;
         assert!(each <= 90, "{each}");

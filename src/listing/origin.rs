@@ -39,6 +39,20 @@ impl Origin {
         }
     }
 
+    /// Whether [`Origin::of`] would give this one. May say no where it would; it is quick.
+    pub(super) fn is_of(&self, path: &str, version: &ObjectVersion) -> bool {
+        let key = version.key.as_str().as_bytes();
+        let (skipped, below) = path.as_bytes().split_at_checked(self.path_skip).unwrap_or_default();
+        // Else more would be in common.
+        let is_longest = skipped.is_empty() || skipped.last() != self.key_head.as_bytes().last();
+        is_longest
+            && path.is_char_boundary(self.path_skip)
+            && key.strip_prefix(self.key_head.as_bytes()) == Some(below)
+            && self.endpoint == version.endpoint
+            && self.bucket == version.bucket
+            && self.sse_key == version.sse_key
+    }
+
     /// The key of what stands at `path`; `None` for a path that is not of this origin.
     pub fn key(&self, path: &str) -> Option<String> {
         path.get(self.path_skip..).map(|below| format!("{}{below}", self.key_head))

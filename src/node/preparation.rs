@@ -237,7 +237,7 @@ impl Preparation {
         listing: &Arc<Listing>,
     ) -> Result<(), NodeError> {
         let (recipe, counted) = (Arc::clone(&plan.recipe), Arc::clone(listing));
-        let share = for_count(listing.entries().len(), move || recipe.share(&counted)).await;
+        let share = for_count(listing.len(), move || recipe.share(&counted)).await;
         Ok(context.volumes.take(&self.claim, share, &plan.limits)?)
     }
 
@@ -357,7 +357,7 @@ impl Preparation {
 /// Whether a listing is shown in passing: in a tmpfs, which waits for no disk, a few files take less
 /// time than going to another thread and back, unless others have to be evicted first.
 fn is_little(store: &Store, listing: &Listing) -> bool {
-    let names = LinkFarm::names(listing) + listing.entries().len() as u64;
+    let names = LinkFarm::names(listing) + listing.len() as u64;
     let bytes = listing.bytes(PAGE);
     let is_little = names <= FEW && bytes <= LITTLE;
     is_little && store.medium() == Medium::Memory && store.has_room(bytes, names)

@@ -153,8 +153,7 @@ impl Published {
         )
     }
 
-    /// The same volume, served as a `fuse` view, if it is one: the mount knows what it shows, in a
-    /// quarter of a listing's memory.
+    /// The same volume, served as a `fuse` view, if it is one: the mount knows what it shows.
     pub(super) fn served_as(self, fused: Option<Fused>) -> Self {
         if fused.is_some() {
             self.state.lock().listing = None;

@@ -226,8 +226,8 @@ impl Records {
 
 impl Document {
     fn of(listing: &Listing) -> Self {
-        let line = |entry: &Entry| {
-            let Entry { path, object } = entry;
+        let line = |entry: Entry| {
+            let Entry { path, object } = &entry;
             let ObjectVersion { bucket, key, etag, size, .. } = &object.version;
             Line {
                 path: path.to_string(),
@@ -241,7 +241,7 @@ impl Document {
         };
         Self {
             format: FORMAT,
-            entries: listing.entries().iter().map(line).collect(),
+            entries: listing.entries().map(line).collect(),
             directories: listing.directories().iter().map(ToString::to_string).collect(),
             skipped: listing.skipped().clone(),
         }
@@ -262,7 +262,7 @@ impl Document {
             let object = Object { version, version_id, last_modified: line.modified };
             Some(Entry { path: RelPath::parse(&line.path).ok()?, object })
         };
-        let entries = self.entries.into_iter().map(entry).collect::<Option<_>>()?;
+        let entries = self.entries.into_iter().map(entry).collect::<Option<Vec<_>>>()?;
         let directory = |path: &String| RelPath::parse(path).ok();
         let directories = self.directories.iter().map(directory).collect::<Option<_>>()?;
         let listing = Listing::from_parts(entries, directories, self.skipped);
@@ -328,7 +328,7 @@ mod tests {
             };
             let last_modified = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
             let object = Object { version, version_id: Some("v".into()), last_modified };
-            builder.add_below(None, key, &Filter::default(), object).unwrap();
+            builder.add_below(None, key, &Filter::default(), &object).unwrap();
         }
         builder.finish().unwrap()
     }
@@ -412,7 +412,7 @@ mod tests {
             let escaped = serde_json::to_string(&path).unwrap();
             std::fs::write(&file, good.replace("\"a\"", &escaped)).unwrap();
             if let Some(found) = records.load(directory, &asked("me"), &endpoint()) {
-                let shown = found.listing.entries()[0].path.as_str().to_owned();
+                let shown = found.listing.entries().next().unwrap().path.to_string();
                 prop_assert!(RelPath::parse(&shown).is_ok());
             }
             std::fs::write(&file, text).unwrap();

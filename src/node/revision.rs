@@ -139,10 +139,10 @@ pub(super) fn admit(
 ) -> Result<Admitted, NodeError> {
     let (store, principal) = (&recipe.store, recipe.source.principal());
     let variant = recipe.variant();
-    let mut blobs = HashMap::with_capacity(listing.entries().len());
+    let mut blobs = HashMap::with_capacity(listing.len());
     let mut missing: HashMap<BlobId, Object> = HashMap::new();
     let mut wanted = Vec::new();
-    for entry in listing.entries().iter().filter(|entry| need.includes(entry)) {
+    for entry in listing.entries().filter(|entry| need.includes(entry)) {
         let (object, id) = (&entry.object, BlobId::of(&entry.object.version));
         if blobs.contains_key(&id) || missing.contains_key(&id) {
             continue;
@@ -154,7 +154,7 @@ pub(super) fn admit(
         }
         match lease {
             Some(lease) => drop(blobs.insert(id, Arc::new(lease))),
-            None => drop(missing.insert(id, object.clone())),
+            None => drop(missing.insert(id, entry.object)),
         }
     }
     let reservation = Arc::new(store.reserve(wanted, LinkFarm::names(listing))?);
@@ -229,7 +229,7 @@ pub(super) fn summarise(
     let skipped = listing.skipped();
     Summary {
         revision,
-        objects: listing.entries().len() as u64,
+        objects: listing.len() as u64,
         directories: listing.directories().len() as u64,
         bytes: listing.bytes(1),
         share,

@@ -17,6 +17,7 @@ mod endpoint;
 mod error;
 mod guard;
 mod handshake;
+mod list;
 mod mutual;
 mod page;
 mod sts;
@@ -25,7 +26,7 @@ mod versions;
 
 use std::{fmt, future::Future, ops::Range, sync::Arc, time::Duration};
 
-use aws_sdk_s3::types::{ChecksumMode, EncodingType, RequestPayer};
+use aws_sdk_s3::types::{ChecksumMode, RequestPayer};
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 
 pub use self::{
@@ -38,7 +39,7 @@ use self::{
     error::{Asked, explain},
 };
 use crate::{
-    object::{Bucket, EndpointId, Key, Object, Prefix, SseKeyDigest},
+    object::{Bucket, EndpointId, Key, Object, SseKeyDigest},
     source::{Principal, SourceError, Transient, bound::Permit},
     telemetry::metrics::Metrics,
     volume::SseCustomerKey,
@@ -99,68 +100,6 @@ impl S3Source {
     /// Who asks.
     pub fn principal(&self) -> Principal {
         self.client.principal()
-    }
-
-    /// Hands every object below `prefix` to `take`, page by page, in the order of the keys.
-    ///
-    /// Needs `s3:ListBucket` only. A page is retried on its own, so a long listing does not start
-    /// over; an object written meanwhile may or may not be seen, as S3 defines it.
-    ///
-    /// # Errors
-    /// What S3 answers, naming endpoint, bucket and prefix; or the first error of `take`.
-    ///
-    /// # Cancellation
-    /// Safe at every await; nothing is left.
-    pub async fn list<E: From<SourceError>>(
-        &self,
-        bucket: &Bucket,
-        prefix: &Prefix,
-        mut take: impl FnMut(Object) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut token = None;
-        loop {
-            let page = self.retried(|| self.list_page(bucket, prefix, token.clone())).await?;
-            for object in page.objects {
-                take(object)?;
-            }
-            match page.next {
-                // An endpoint that goes round in circles would be followed for ever.
-                Some(next) if token.as_ref() == Some(&next) => {
-                    let problem = page::Unusable::SameToken;
-                    return Err(page::unusable(&self.what_prefix(bucket, prefix), &problem).into());
-                }
-                Some(next) => token = Some(next),
-                None => return Ok(()),
-            }
-        }
-    }
-
-    async fn list_page(
-        &self,
-        bucket: &Bucket,
-        prefix: &Prefix,
-        token: Option<String>,
-    ) -> Result<page::Page, SourceError> {
-        let _permit = self.permit("ListObjectsV2").await?;
-        let request = self
-            .client
-            .sdk()
-            .list_objects_v2()
-            .bucket(bucket.as_str())
-            .prefix(prefix.as_str())
-            .encoding_type(EncodingType::Url)
-            .set_continuation_token(token)
-            .set_expected_bucket_owner(self.bucket_owner.clone())
-            .set_request_payer(self.payer.clone());
-        let answer = self.named(request.send()).await;
-        let output = self.counted(
-            "ListObjectsV2",
-            answer.map_err(|error| {
-                explain(&error, &self.what_prefix(bucket, prefix), Asked::Objects)
-            }),
-        )?;
-        page::parse(output, &self.place(bucket), prefix)
-            .map_err(|problem| page::unusable(&self.what_prefix(bucket, prefix), &problem))
     }
 
     /// Asks for one object's metadata, and for its checksum.
@@ -376,9 +315,9 @@ impl S3Source {
         agent::named(Arc::clone(&self.agent), request)
     }
 
-    fn what_prefix(&self, bucket: &Bucket, prefix: &Prefix) -> String {
+    fn what_prefix(&self, bucket: &Bucket, prefix: &str) -> String {
         let endpoint = self.endpoint().url();
-        format!("endpoint {endpoint}, bucket {:?}, prefix {:?}", bucket.as_str(), prefix.as_str())
+        format!("endpoint {endpoint}, bucket {:?}, prefix {prefix:?}", bucket.as_str())
     }
 
     fn what(&self, bucket: &Bucket, key: &Key, version_id: Option<&Arc<str>>) -> What {

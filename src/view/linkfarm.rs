@@ -47,7 +47,7 @@ pub use self::shown::Shown;
 use self::{directory::Directory, swap::Root};
 use crate::{
     failure::FailureKind,
-    listing::{Entry, Listing},
+    listing::{Entry, Listing, Row},
     mount::{MountError, table},
     relpath::RelPath,
     store::{BlobId, Lease, Reservation, Sharers, StoreError, Variant},
@@ -184,7 +184,7 @@ impl LinkFarm {
     pub fn names(listing: &Listing) -> u64 {
         // The symlinks at the top, and the directories that every volume has.
         let own = top_names(listing).len() + 5;
-        (listing.entries().len() + listing.directories().len() + own) as u64
+        (listing.len() + listing.directories().len() + own) as u64
     }
 
     /// Builds the volume's first revision from nothing, replacing what an unfinished attempt left.
@@ -372,8 +372,9 @@ fn find_root(directory: &Path) -> Result<Option<Directory>, ViewError> {
 
 /// The names at the top of the volume.
 fn top_names(listing: &Listing) -> BTreeSet<&str> {
-    let paths = listing.entries().iter().map(|entry| &entry.path).chain(listing.directories());
-    paths.filter_map(|path| path.components().next()).collect()
+    let directories = listing.directories().iter().map(RelPath::as_str);
+    let paths = listing.rows().map(Row::path).chain(directories);
+    paths.filter_map(|path| path.split('/').next()).collect()
 }
 
 fn io_error(action: &'static str, path: &Path, error: io::Error) -> ViewError {

@@ -136,6 +136,8 @@ pub(crate) fn all() -> Vec<Case> {
             another_owner_costs_no_request,
             the_user_agent_names_the_pod,
             a_long_listing_is_paged,
+            a_longer_listing_is_shared_out,
+            what_a_longer_listing_asks_beside_is_not_needed,
             too_much_is_refused_before_anything_is_fetched,
             a_full_store_names_its_bytes,
             unused_blobs_make_room,
@@ -352,6 +354,7 @@ pub(crate) fn on_minio_alone() -> Vec<Case> {
     let cases = cases!(true:
         views {
             encrypted_objects_are_files_like_others,
+            a_long_prefix_is_shown_whole,
         }
         tenants {
             the_documented_policies_suffice,
@@ -380,6 +383,9 @@ pub(crate) fn on_radosgw() -> Vec<Case> {
     let cases = cases!(false:
         tenants {
             the_documented_policies_suffice,
+        }
+        views {
+            a_long_prefix_is_shown_whole,
         }
         radosgw {
             an_inline_volume_shows_the_prefix,

@@ -201,11 +201,17 @@ pub(crate) fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     answer
 }
 
-pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
+/// Has the plugin serve metrics at an address that is known.
+pub(crate) async fn serve_metrics(fixture: &mut Fixture) -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
+    address
+}
+
+pub(crate) async fn metrics_and_health_are_served(mut fixture: Fixture) {
+    let address = serve_metrics(&mut fixture).await;
     fixture.put_certificates().await;
     fixture.publish(&fixture.pod("certs")).await;
     let get = |path: &str| http_get(address, path);

@@ -10,7 +10,8 @@ use crate::{
     fixture::{Fixture, tree},
     support::{
         kubelet::Pod,
-        s3::{Action, Fault, Logged, OWNER, PutOptions},
+        s3::{Action, EmbeddedS3, Fault, Logged, OWNER, Options, PutOptions},
+        server::Server,
     },
 };
 
@@ -152,6 +153,58 @@ pub(crate) async fn a_long_listing_is_paged(fixture: Fixture) {
     assert_eq!(std::fs::read_dir(&target).unwrap().count(), 2500);
     let requests = fixture.embedded().requests();
     assert_eq!((requests.lists(), requests.gets()), (3, 2500));
+}
+
+/// Another server with the same plugin, whose pages are short.
+async fn with_short_pages(fixture: &Fixture) -> Fixture {
+    let server = EmbeddedS3::start(Options { page_size: 10, ..Options::default() });
+    Fixture::start(Server::Embedded(server), fixture.ids).await
+}
+
+/// Puts files below `top`, in directories of which some have names that begin alike; as they are seen.
+fn put_many(fixture: &Fixture, top: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for number in 0..1000 {
+        let directory = number / 20;
+        let other = ["", "-x", ".y", " z"][directory % 4];
+        let name = format!("{:02}{other}/f+{number:04}", directory / 2);
+        fixture.embedded().put(&fixture.bucket, &format!("{top}/{name}"), "x");
+        names.insert(name);
+    }
+    names
+}
+
+async fn seen(fixture: &Fixture, prefix: &str) -> BTreeSet<String> {
+    let pod = fixture.pod(prefix).with("layout", "files").with("refresh", "never");
+    let seen = tree(&fixture.publish(&pod).await).into_keys();
+    seen.filter(|name| !name.ends_with('/')).collect()
+}
+
+pub(crate) async fn a_longer_listing_is_shared_out(fixture: Fixture) {
+    let fixture = with_short_pages(&fixture).await;
+    let names = put_many(&fixture, "many");
+    fixture.embedded().latency(Some(Duration::from_millis(5)));
+    fixture.embedded().reset_requests();
+    assert_eq!(seen(&fixture, "many").await, names);
+    let lists = fixture.embedded().requests().lists();
+    assert!((101..=125).contains(&lists), "{lists} requests for 100 pages");
+    // Whatever has to be asked for again.
+    let slow = Fault::new(Action::SLOW_DOWN).on("ListObjectsV2").probability(0.05);
+    fixture.embedded().faults().add(slow);
+    assert_eq!(seen(&fixture, "many").await, names);
+}
+
+pub(crate) async fn what_a_longer_listing_asks_beside_is_not_needed(fixture: Fixture) {
+    let fixture = with_short_pages(&fixture).await;
+    let names = put_many(&fixture, "deep/a");
+    // A policy that names the very prefix.
+    let denied = Fault::new(Action::ACCESS_DENIED).on("ListObjectsV2").key("deep/a/");
+    fixture.embedded().faults().add(denied);
+    fixture.embedded().reset_requests();
+    let names: BTreeSet<_> = names.iter().map(|name| format!("a/{name}")).collect();
+    assert_eq!(seen(&fixture, "deep").await, names);
+    let lists = fixture.embedded().requests().lists();
+    assert_eq!(lists, 102, "100 pages, and two questions of which one is denied");
 }
 
 pub(crate) async fn too_much_is_refused_before_anything_is_fetched(fixture: Fixture) {

@@ -1,12 +1,14 @@
 //! What a pod sees.
 
-use std::{os::unix::fs::MetadataExt, path::Path, time::SystemTime};
+use std::{collections::BTreeSet, os::unix::fs::MetadataExt, path::Path, time::SystemTime};
 
 use aws_sdk_s3::types::ServerSideEncryption;
+use futures::{StreamExt, TryStreamExt, stream};
 use tonic::Code;
 
 use crate::{
     fixture::{Fixture, files, owner, tree},
+    protocol::{http_get, serve_metrics},
     refresh::eventually,
     support::kubelet::Pod,
 };
@@ -211,6 +213,31 @@ pub(crate) async fn odd_keys_are_shown_or_reported(fixture: Fixture) {
     let told = format!("{skipped} keys skipped");
     assert!(condition.message.contains(&told), "{} lacks {told}", condition.message);
     assert!(fixture.home.log().contains("some keys cannot be shown"));
+}
+
+/// Of more pages than are listed in turn; no more than it takes to see that they are not.
+pub(crate) async fn a_long_prefix_is_shown_whole(mut fixture: Fixture) {
+    const PAGES: usize = 7;
+    let metrics = serve_metrics(&mut fixture).await;
+    let name = |number: usize| {
+        let other = ["", "-x", ".y", " z"][number / 50 % 4];
+        format!("{:03}{other}/f+{number:04}", number / 100)
+    };
+    let names: BTreeSet<String> = (0..PAGES * 1000 - 500).map(name).collect();
+    let client = fixture.server.client();
+    let put = |name: &String| {
+        let (bucket, key) = (&fixture.bucket, format!("long/{name}"));
+        client.put_object().bucket(bucket).key(key).send()
+    };
+    stream::iter(names.iter().map(put)).buffer_unordered(16).try_collect::<Vec<_>>().await.unwrap();
+    let target = fixture.publish(&fixture.pod("long").with("refresh", "never")).await;
+    let seen = tree(&target).into_keys().filter(|name| !name.ends_with('/'));
+    assert_eq!(seen.collect::<BTreeSet<_>>(), names);
+    let requests = "s3view_s3_requests_total{operation=\"ListObjectsV2\"} ";
+    let metrics = http_get(metrics, "/metrics");
+    let lists = metrics.lines().find_map(|line| line.strip_prefix(requests)).unwrap();
+    // A question, and a page that another stretch begins with.
+    assert!(lists.parse::<usize>().unwrap() > PAGES + 1, "{lists} requests");
 }
 
 pub(crate) async fn markers_are_empty_directories(fixture: Fixture) {

@@ -16,6 +16,10 @@ use crate::{
 const OBJECTS: u32 = 1_000_000;
 const DIRECTORIES: u32 = 1000;
 
+/// How many are published from a server that is far away, and how long each of its answers takes.
+const FAR: u32 = 100;
+const LATENCY: Duration = Duration::from_millis(20);
+
 /// How often one directory is listed.
 const TURNS: u32 = 20;
 
@@ -24,6 +28,7 @@ pub(crate) async fn run() {
     let (server, bare) = server(Options::default());
     let names = put(&server, "many", DIRECTORIES);
     put(&server, "few", 1);
+    put(&server, "far", FAR);
     let node = Node::with_keeper(&server.url()).await;
     let few = fuse_pod("few");
     node.publish(&few).await;
@@ -40,6 +45,14 @@ pub(crate) async fn run() {
     report::figure("bytes for each entry beyond its name", after, Target::AtMost(200.0), how);
     let name = "publish: times the listing alone";
     report::figure(name, pairs.slowdown(), Target::AtMost(1.0), pairs);
+
+    server.latency(Some(LATENCY));
+    let mut pairs = Pairs::default();
+    let theirs = timed(bare.list("far/")).await;
+    pairs.add(node.publish(&fuse_pod("far")).await, theirs);
+    server.latency(None);
+    let name = "publish of 100,000 at 20 ms for each answer";
+    report::figure(name, pairs.slowdown(), Target::AtMost(0.5), pairs);
 
     let mut pairs = Pairs::default();
     for turn in 0..TURNS {

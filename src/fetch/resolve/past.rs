@@ -39,10 +39,10 @@ impl<'a> Past<'a> {
             Selection::Key { key, version_id: None } => {
                 let path = file_path(part, key)?;
                 let object = self.object(&part.bucket, key).await?;
-                Ok(builder.add_file(path, object)?)
+                Ok(builder.add_file(&path, &object)?)
             }
             Selection::Prefix(prefix) => {
-                let take = |object| add_below(part, prefix, object, builder);
+                let take = |object| add_below(part, prefix, &object, builder);
                 let evidence = self.objects(&part.bucket, HistoryOf::Prefix(prefix), take).await?;
                 self.check_versioned(&part.bucket, evidence, !self.allow_empty).await
             }

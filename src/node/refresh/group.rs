@@ -153,7 +153,7 @@ impl Course {
         let listing = match known {
             None => listing,
             Some(known) => {
-                let size = listing.entries().len();
+                let size = listing.len();
                 let choose = move || if is_same(&known, &listing) { known } else { listing };
                 for_count(size, choose).await
             }
@@ -165,7 +165,7 @@ impl Course {
 }
 
 fn is_kept(current: &Current) -> bool {
-    current.listing.entries().len() <= KEPT
+    current.listing.len() <= KEPT
 }
 
 fn is_same(known: &Listing, new: &Listing) -> bool {

@@ -144,7 +144,7 @@ impl Node {
         listing: &Arc<Listing>,
     ) -> Result<Coming, NodeError> {
         let (recipe, counted) = (Arc::clone(&member.recipe), Arc::clone(listing));
-        let share = for_count(listing.entries().len(), move || recipe.share(&counted)).await;
+        let share = for_count(listing.len(), move || recipe.share(&counted)).await;
         let claim = &member.published.claim;
         Ok(self.0.volumes.grow(claim, share, &config.limits.namespace)?)
     }
@@ -161,19 +161,19 @@ impl Node {
         if published.fused.is_some() {
             let (volume, new) = (Arc::clone(published), Arc::clone(listing));
             let shows = move || volume.fused.as_ref().is_none_or(|fused| fused.shows(&new));
-            let names_differ = !for_count(listing.entries().len(), shows).await;
+            let names_differ = !for_count(listing.len(), shows).await;
             let changes = Changes { names_differ, ..Changes::default() };
             return Ok(Plan { changes, need: Need::Only(Arc::default()) });
         }
         if published.is_doubtful() {
-            let files = listing.entries().iter().map(|entry| entry.path.clone()).collect();
+            let files = listing.entries().map(|entry| entry.path).collect();
             let changes = Changes { files, names_differ: true };
             return Ok(Plan { changes, need: Need::All });
         }
         let changes = match published.listing() {
             Some(known) if Arc::ptr_eq(&known, listing) => Changes::default(),
             Some(known) => {
-                let (new, count) = (Arc::clone(listing), listing.entries().len());
+                let (new, count) = (Arc::clone(listing), listing.len());
                 for_count(count, move || new.changes_from(&known)).await
             }
             None => {
@@ -369,14 +369,13 @@ fn changes_on_disk(recipe: &Recipe, listing: &Listing) -> Result<Changes, NodeEr
     let variant = recipe.variant();
     let blob =
         |entry: &listing::Entry| recipe.store.inode(&BlobId::of(&entry.object.version), variant);
-    let is_shown = |entry: &&listing::Entry| {
+    let is_shown = |entry: &listing::Entry| {
         let stands = shown.files.get(&entry.path);
         stands.is_some() && stands.copied() == blob(entry)
     };
-    let entries = listing.entries();
-    let files = entries.iter().filter(|entry| !is_shown(entry));
-    let files: HashSet<_> = files.map(|entry| entry.path.clone()).collect();
-    let known = entries.iter().filter(|entry| shown.files.contains_key(&entry.path)).count();
+    let files = listing.entries().filter(|entry| !is_shown(entry));
+    let files: HashSet<_> = files.map(|entry| entry.path).collect();
+    let known = listing.entries().filter(|entry| shown.files.contains_key(&entry.path)).count();
     let same_directories = shown.directories.iter().eq(listing.directories());
     Ok(Changes { files, names_differ: known < shown.files.len() || !same_directories })
 }

@@ -99,6 +99,14 @@ pub(super) struct Page {
     pub(super) next: Option<String>,
 }
 
+/// Names of directories right below another, each with its `/`.
+#[derive(Debug)]
+pub(super) struct Names {
+    pub(super) names: Vec<String>,
+    /// Whether there are more.
+    pub(super) is_cut: bool,
+}
+
 /// An answer that no S3 service should give.
 #[derive(Debug, Error)]
 pub(super) enum Unusable {
@@ -114,6 +122,8 @@ pub(super) enum Unusable {
     NoToken,
     #[error("the listing goes on with the same continuation token again")]
     SameToken,
+    #[error("the keys of a page are not in the order of those before")]
+    Unordered,
     #[error("the listing is said to go on, but no key marker is given")]
     NoMarker,
     #[error("the listing goes on with the same key and version marker again")]
@@ -155,6 +165,18 @@ pub(super) fn parse(
     };
     let objects = output.contents.unwrap_or_default().into_iter().map(parse_one);
     Ok(Page { objects: objects.collect::<Result<_, _>>()?, next })
+}
+
+/// Reads the common prefixes of one page of `ListObjectsV2`.
+pub(super) fn parse_names(output: ListObjectsV2Output) -> Result<Names, Unusable> {
+    let encoded = output.encoding_type == Some(EncodingType::Url);
+    let is_cut = output.is_truncated == Some(true);
+    let parse_one = |common: aws_sdk_s3::types::CommonPrefix| {
+        let name = common.prefix.ok_or(Unusable::Missing("prefix"))?;
+        if encoded { decode(&name) } else { Ok(name) }
+    };
+    let names = output.common_prefixes.unwrap_or_default().into_iter().map(parse_one);
+    Ok(Names { names: names.collect::<Result<_, _>>()?, is_cut })
 }
 
 /// Reads the answer to `HeadObject`.

@@ -171,7 +171,7 @@ impl S3Source {
 
     fn what_history(&self, bucket: &Bucket, history: HistoryOf<'_>) -> String {
         match history {
-            HistoryOf::Prefix(prefix) => self.what_prefix(bucket, prefix),
+            HistoryOf::Prefix(prefix) => self.what_prefix(bucket, prefix.as_str()),
             HistoryOf::Key(key) => self.what(bucket, key, None).to_string(),
         }
     }

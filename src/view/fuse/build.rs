@@ -4,13 +4,12 @@
 //! and directories, merged, therefore finds everybody's parent on a stack; a second one puts the
 //! children of each directory side by side.
 
-use std::{collections::HashMap, iter::Peekable, slice, time::SystemTime};
+use std::{cmp::Ordering, collections::HashMap, iter::Peekable, slice, time::SystemTime};
 
-use super::table::{Body, Id, Moment, ROOT, Row, TOP, Table};
+use super::table::{Body, Id, ROOT, Row, TOP, Table};
 use crate::{
-    listing::{Entry, Listing, Origin},
-    object::{Object, ObjectVersion},
-    relpath::RelPath,
+    listing::{self, Listing, Moment},
+    relpath::{self, RelPath},
     volume::Ownership,
 };
 
@@ -32,31 +31,32 @@ impl Table {
 
 /// One file or directory of the listing.
 struct Node<'a> {
-    path: &'a RelPath,
-    entry: Option<&'a Entry>,
+    path: &'a str,
+    file: Option<listing::Row<'a>>,
     /// Which directory it stands in: 0 is the top, then as the listing counts.
     parent: usize,
 }
 
 /// Files and directories in one order, each with its parent.
-struct Nodes<'a> {
-    entries: Peekable<slice::Iter<'a, Entry>>,
+struct Nodes<'a, F: Iterator> {
+    files: Peekable<F>,
     directories: Peekable<slice::Iter<'a, RelPath>>,
     /// The directories above the next node: which, and their paths.
     above: Vec<(usize, &'a str)>,
     seen: usize,
 }
 
-impl<'a> Nodes<'a> {
-    fn new(listing: &'a Listing) -> Self {
-        Self {
-            entries: listing.entries().iter().peekable(),
-            directories: listing.directories().iter().peekable(),
-            above: Vec::new(),
-            seen: 0,
-        }
+/// All that a listing shows, parents first.
+fn nodes(listing: &Listing) -> impl Iterator<Item = Node<'_>> {
+    Nodes {
+        files: listing.rows().peekable(),
+        directories: listing.directories().iter().peekable(),
+        above: Vec::new(),
+        seen: 0,
     }
+}
 
+impl<'a, F: Iterator<Item = listing::Row<'a>>> Nodes<'a, F> {
     /// The innermost directory that holds `path`.
     fn parent(&mut self, path: &str) -> usize {
         let holds = |directory: &str| {
@@ -67,32 +67,33 @@ impl<'a> Nodes<'a> {
     }
 }
 
-impl<'a> Iterator for Nodes<'a> {
+impl<'a, F: Iterator<Item = listing::Row<'a>>> Iterator for Nodes<'a, F> {
     type Item = Node<'a>;
 
     fn next(&mut self) -> Option<Node<'a>> {
-        let directory_first = match (self.entries.peek(), self.directories.peek()) {
-            (Some(entry), Some(directory)) => **directory < entry.path,
+        let directory_first = match (self.files.peek(), self.directories.peek()) {
+            (Some(file), Some(directory)) => {
+                relpath::compare(directory.as_str(), file.path()) == Ordering::Less
+            }
             (None, Some(_)) => true,
             (_, None) => false,
         };
         if !directory_first {
-            let entry = self.entries.next()?;
-            let parent = self.parent(entry.path.as_str());
-            return Some(Node { path: &entry.path, entry: Some(entry), parent });
+            let file = self.files.next()?;
+            let parent = self.parent(file.path());
+            return Some(Node { path: file.path(), file: Some(file), parent });
         }
-        let path = self.directories.next()?;
-        let parent = self.parent(path.as_str());
+        let path = self.directories.next()?.as_str();
+        let parent = self.parent(path);
         self.seen += 1;
-        self.above.push((self.seen, path.as_str()));
-        Some(Node { path, entry: None, parent })
+        self.above.push((self.seen, path));
+        Some(Node { path, file: None, parent })
     }
 }
 
 struct Builder<'a> {
     previous: Option<&'a Table>,
     table: Table,
-    origins: HashMap<Origin, u32>,
     /// The top, then the directories as the listing counts them.
     places: Vec<Place>,
     /// How many directories have rows.
@@ -115,21 +116,21 @@ impl<'a> Builder<'a> {
     fn new(listing: &Listing, ownership: Ownership, previous: Option<&'a Table>) -> Self {
         let mut places = layout(listing);
         places[0].before = previous.map(|_| TOP);
-        let rows = listing.entries().len() + places.len();
+        let rows = listing.len() + places.len();
         let table = Table {
             next: previous.map_or(ROOT + 1, |previous| previous.next),
             ownership,
             rows: vec![UNFILLED; rows],
             text: Vec::with_capacity(text_length(listing)),
-            origins: Vec::new(),
+            origins: listing.origins().to_vec(),
             by_number: HashMap::with_capacity(rows),
             bytes: 0,
         };
-        Self { previous, table, origins: HashMap::new(), places, seen: 0 }
+        Self { previous, table, places, seen: 0 }
     }
 
     fn build(mut self, listing: &Listing, now: SystemTime) -> Table {
-        for node in Nodes::new(listing) {
+        for node in nodes(listing) {
             self.put(&node);
         }
         for place in std::mem::take(&mut self.places) {
@@ -145,33 +146,31 @@ impl<'a> Builder<'a> {
         let place = &mut self.places[node.parent];
         let (id, parent, directory) = (Id::from_index(place.next), place.row, place.before);
         place.next += 1;
-        let name = node.path.file_name();
+        let name = relpath::file_name(node.path);
         let before = self
             .previous
             .zip(directory)
             .and_then(|(previous, directory)| previous.lookup(directory, name.as_bytes()));
         let text = self.table.text.len() as u64;
         self.append(name);
-        let (number, modified, body) = match node.entry {
-            Some(entry) => self.file(entry, before),
+        let (number, modified, body) = match node.file {
+            Some(file) => self.file(file, before),
             None => self.directory(id, before),
         };
         let name = u8::try_from(name.len()).expect("a name of a RelPath has at most 255 bytes");
         self.table.rows[id.index()] = Row { number, modified, parent, text, name, body };
     }
 
-    fn file(&mut self, entry: &Entry, before: Option<Id>) -> (u64, Moment, Body) {
-        let Object { version, version_id, last_modified } = &entry.object;
-        let path = entry.path.as_str();
-        let same = self.previous.zip(before).filter(|(old, id)| old.shows(*id, path, version));
+    fn file(&mut self, file: listing::Row<'_>, before: Option<Id>) -> (u64, Moment, Body) {
+        let same = self.previous.zip(before).filter(|(old, id)| old.shows(*id, file));
         let (number, modified) = match same {
             Some((previous, id)) => (previous.number(id), previous.row(id).modified),
-            None => (self.fresh(), (*last_modified).into()),
+            None => (self.fresh(), file.modified()),
         };
-        let (origin, etag) = (self.origin(path, version), self.append(version.etag.as_str()));
-        let version_id = version_id.as_deref().map_or(0, |id| self.append(id));
-        self.table.bytes = self.table.bytes.saturating_add(version.size);
-        (number, modified, Body::File { size: version.size, origin, etag, version_id })
+        let (size, origin, etag) = (file.size(), file.origin_number(), self.append(file.etag()));
+        let version_id = file.version_id().map_or(0, |id| self.append(id));
+        self.table.bytes = self.table.bytes.saturating_add(size);
+        (number, modified, Body::File { size, origin, etag, version_id })
     }
 
     /// Children and time are filled in by [`Builder::finish`].
@@ -211,23 +210,12 @@ impl<'a> Builder<'a> {
         self.table.text.extend_from_slice(text.as_bytes());
         Id::from_index(text.len()).0
     }
-
-    fn origin(&mut self, path: &str, version: &ObjectVersion) -> u32 {
-        let origin = Origin::of(path, version);
-        if let Some(known) = self.origins.get(&origin) {
-            return *known;
-        }
-        let index = Id::from_index(self.table.origins.len()).0;
-        self.table.origins.push(origin.clone());
-        self.origins.insert(origin, index);
-        index
-    }
 }
 
 /// Rows for the children of each directory, side by side; the top is row 0.
 fn layout(listing: &Listing) -> Vec<Place> {
     let mut counts = vec![0; listing.directories().len() + 1];
-    for node in Nodes::new(listing) {
+    for node in nodes(listing) {
         counts[node.parent] += 1;
     }
     let mut next = 1;
@@ -240,13 +228,13 @@ fn layout(listing: &Listing) -> Vec<Place> {
 }
 
 fn text_length(listing: &Listing) -> usize {
-    let name = |path: &RelPath| path.file_name().len();
-    let file = |Entry { path, object }: &Entry| {
-        let version_id = object.version_id.as_ref().map_or(0, |id| id.len());
-        name(path) + object.version.etag.as_str().len() + version_id
+    let file = |row: listing::Row<'_>| {
+        let name = relpath::file_name(row.path()).len();
+        name + row.etag().len() + row.version_id().map_or(0, str::len)
     };
-    let files: usize = listing.entries().iter().map(file).sum();
-    files + listing.directories().iter().map(name).sum::<usize>()
+    let directory = |path: &RelPath| path.file_name().len();
+    let files: usize = listing.rows().map(file).sum();
+    files + listing.directories().iter().map(directory).sum::<usize>()
 }
 
 /// The top as it stands here before its children are known; all other rows are written over.

@@ -5,7 +5,7 @@ use super::{
     table::{Body, Id, TOP, Table},
 };
 use crate::{
-    listing::{Entry, Listing},
+    listing::{Listing, Row},
     object::Object,
     relpath::RelPath,
 };
@@ -56,15 +56,12 @@ impl Table {
     /// Whether this is what a listing looks like: every path leads to the version that is listed
     /// there, and there are no others.
     pub(super) fn is_of(&self, listing: &Listing) -> bool {
-        let (files, directories) = (listing.entries(), listing.directories());
-        let is_file = |entry: &Entry| {
-            let (path, version) = (entry.path.as_str(), &entry.object.version);
-            self.at(path).is_some_and(|id| self.shows(id, path, version))
-        };
+        let directories = listing.directories();
+        let is_file = |row: Row<'_>| self.at(row.path()).is_some_and(|id| self.shows(id, row));
         let is_directory =
             |path: &RelPath| self.at(path.as_str()).is_some_and(|id| self.is_directory(id));
-        self.rows.len() == 1 + files.len() + directories.len()
-            && files.iter().all(is_file)
+        self.rows.len() == 1 + listing.len() + directories.len()
+            && listing.rows().all(is_file)
             && directories.iter().all(is_directory)
     }
 

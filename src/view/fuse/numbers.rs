@@ -17,9 +17,9 @@ use std::{collections::HashMap, io, time::SystemTime};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::table::{Body, Id, Moment, ROOT, Table};
+use super::table::{Body, Id, ROOT, Table};
 use crate::{
-    listing::{Listing, Origin},
+    listing::{Listing, Moment, Origin},
     packed::{put, put_signed, take, take_signed},
     volume::Ownership,
 };

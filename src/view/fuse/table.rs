@@ -6,15 +6,10 @@
 //! index that means the same to everybody who has the same listing. A key is not stored: within one
 //! source it is the path with another beginning.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, ops::Range, sync::Arc, time::SystemTime};
 
 use crate::{
-    listing::Origin,
+    listing::{self, Moment, Origin},
     object::{ETag, Key, Object, ObjectVersion},
     volume::Ownership,
 };
@@ -121,37 +116,6 @@ pub(super) enum Body {
     },
 }
 
-/// A point in time as the kernel takes it: seconds may be negative.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment {
-    pub(super) seconds: i64,
-    pub(super) nanos: u32,
-}
-
-impl From<SystemTime> for Moment {
-    fn from(time: SystemTime) -> Self {
-        let (length, is_past) = match time.duration_since(UNIX_EPOCH) {
-            Ok(length) => (length, false),
-            Err(before) => (before.duration(), true),
-        };
-        let (seconds, nanos) = (length.as_secs().cast_signed(), length.subsec_nanos());
-        match (is_past, nanos) {
-            (false, _) => Self { seconds, nanos },
-            (true, 0) => Self { seconds: seconds.wrapping_neg(), nanos },
-            (true, _) => Self { seconds: -1 - seconds, nanos: 1_000_000_000 - nanos },
-        }
-    }
-}
-
-impl From<Moment> for SystemTime {
-    fn from(Moment { seconds, nanos }: Moment) -> Self {
-        let whole = Duration::from_secs(seconds.unsigned_abs());
-        let base =
-            if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-        base.unwrap_or(UNIX_EPOCH) + Duration::from_nanos(nanos.into())
-    }
-}
-
 impl Table {
     /// The row of a number that this table gives.
     pub(super) fn find(&self, number: u64) -> Option<Id> {
@@ -240,17 +204,13 @@ impl Table {
         names.join("/")
     }
 
-    /// Whether a file's row shows exactly this version; `path` is that row's path.
-    pub(super) fn shows(&self, id: Id, path: &str, version: &ObjectVersion) -> bool {
+    /// Whether a file's row shows exactly the object version of a listed file at the same path.
+    pub(super) fn shows(&self, id: Id, listed: listing::Row<'_>) -> bool {
         let row = self.row(id);
         let Body::File { size, .. } = row.body else { return false };
-        let same = size == version.size && self.etag(row) == version.etag.as_str();
-        let Some(origin) = self.origin(row).filter(|_| same) else { return false };
-        let below = version.key.as_str().strip_prefix(&*origin.key_head);
-        origin.endpoint == version.endpoint
-            && origin.bucket == version.bucket
-            && origin.sse_key == version.sse_key
-            && below.is_some_and(|below| path.get(origin.path_skip..) == Some(below))
+        size == listed.size()
+            && self.etag(row) == listed.etag()
+            && self.origin(row) == Some(listed.origin())
     }
 
     /// The path of a file; `None` if there is none.

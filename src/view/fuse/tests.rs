@@ -50,7 +50,7 @@ pub(super) fn object(path: &str, etag: &str, size: u64) -> Object {
 pub(super) fn listing(files: &[(&str, &str, u64)]) -> Listing {
     let mut builder = ListingBuilder::new(10_000_000);
     for (path, etag, size) in files {
-        builder.add_file(RelPath::parse(path).unwrap(), object(path, etag, *size)).unwrap();
+        builder.add_file(&RelPath::parse(path).unwrap(), &object(path, etag, *size)).unwrap();
     }
     builder.finish().unwrap()
 }

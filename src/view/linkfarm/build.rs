@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// One thing that a listing shows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) enum Item<'a> {
     Directory(&'a RelPath),
-    File(&'a Entry),
+    File(Entry),
 }
 
-impl<'a> Item<'a> {
-    pub(super) fn path(self) -> &'a RelPath {
+impl Item<'_> {
+    pub(super) fn path(&self) -> &RelPath {
         match self {
             Self::Directory(path) => path,
             Self::File(entry) => &entry.path,
@@ -31,7 +31,7 @@ impl<'a> Item<'a> {
 /// Everything in path order, parents before children.
 pub(super) fn items(listing: &Listing) -> impl Iterator<Item = Item<'_>> {
     let mut directories = listing.directories().iter().peekable();
-    let mut entries = listing.entries().iter().peekable();
+    let mut entries = listing.entries().peekable();
     std::iter::from_fn(move || {
         let directory_first = match (directories.peek(), entries.peek()) {
             (Some(directory), Some(entry)) => **directory < entry.path,
@@ -60,7 +60,7 @@ pub(super) fn build(
                 let made = inside.make(path.file_name(), ownership)?;
                 descent.push(path, made);
             }
-            Item::File(entry) => link(entry, inside)?,
+            Item::File(entry) => link(&entry, inside)?,
         }
     }
     Ok(())

@@ -17,8 +17,8 @@ use super::{
     directory::{Descent, Directory},
 };
 use crate::{
-    listing::{Entry, Listing},
-    relpath::RelPath,
+    listing::{Entry, Listing, Row},
+    relpath::{self, RelPath},
     volume::Ownership,
 };
 
@@ -48,10 +48,10 @@ impl<'a> Plan<'a> {
         listing: &'a Listing,
         keep: impl Fn(&Entry) -> bool,
     ) -> Self {
-        let is_file = |path| standing.files.contains_key(path);
-        let is_directory = |path| standing.directories.contains(path);
+        let is_file = |path: &RelPath| standing.files.contains_key(path);
+        let is_directory = |path: &RelPath| standing.directories.contains(path);
         let puts = items(listing).filter_map(|item| {
-            let makes_way = match item {
+            let makes_way = match &item {
                 Item::Directory(path) if is_directory(path) => return None,
                 Item::File(entry) if is_file(&entry.path) && keep(entry) => return None,
                 Item::Directory(path) => is_file(path),
@@ -75,7 +75,7 @@ impl<'a> Plan<'a> {
     ) -> Result<(), ViewError> {
         for (number, put) in self.puts.iter().enumerate() {
             let name = number.to_string();
-            match put.item {
+            match &put.item {
                 Item::Directory(_) => drop(staging.make(&name, ownership)?),
                 Item::File(entry) => leases.link(entry, staging, &name)?,
             }
@@ -100,13 +100,16 @@ impl<'a> Plan<'a> {
 
 /// What stands and is not listed, but for what goes with its directory anyway.
 fn vanished<'a>(standing: &'a Shown, listing: &Listing) -> Vec<&'a RelPath> {
-    let directories: HashSet<_> = listing.directories().iter().collect();
-    let files: HashSet<_> = listing.entries().iter().map(|entry| &entry.path).collect();
-    let stays = |path| directories.contains(path) || files.contains(path);
+    let directories: HashSet<_> = listing.directories().iter().map(RelPath::as_str).collect();
+    let files: HashSet<_> = listing.rows().map(Row::path).collect();
+    let stays =
+        |path: &RelPath| directories.contains(path.as_str()) || files.contains(path.as_str());
     let standing = standing.files.keys().chain(&standing.directories);
     let mut vanished: Vec<_> = standing
-        .filter(|path| !stays(*path))
-        .filter(|path| path.parent().is_none_or(|parent| directories.contains(&parent)))
+        .filter(|path| !stays(path))
+        .filter(|path| {
+            relpath::parent(path.as_str()).is_none_or(|parent| directories.contains(parent))
+        })
         .collect();
     // In path order, so that each directory is opened once.
     vanished.sort_unstable();

@@ -76,8 +76,8 @@ impl Fixture {
 
     /// Leases on the blobs of the entries that are wanted.
     fn leases(&self, listing: &Listing, wanted: impl Fn(&Entry) -> bool) -> Leases {
-        let entries = listing.entries().iter().filter(|entry| wanted(entry));
-        let lease = |entry: &Entry| {
+        let entries = listing.entries().filter(|entry| wanted(entry));
+        let lease = |entry: Entry| {
             (BlobId::of(&entry.object.version), Arc::new(self.lease(&entry.object.version)))
         };
         let blobs = entries.map(lease).collect();
@@ -168,9 +168,8 @@ fn see(path: &Path, name: &str, tree: &mut Tree) {
 
 /// What a pod is to see.
 fn tree(listing: &Listing) -> Tree {
-    let content = |entry: &Entry| entry.object.version.etag.quoted().trim_matches('"').to_owned();
-    let files =
-        listing.entries().iter().map(|entry| (entry.path.to_string(), Some(content(entry))));
+    let content = |entry: Entry| entry.object.version.etag.quoted().trim_matches('"').to_owned();
+    let files = listing.entries().map(|entry| (entry.path.to_string(), Some(content(entry))));
     files.chain(listing.directories().iter().map(|path| (path.to_string(), None))).collect()
 }
 
@@ -187,7 +186,7 @@ fn list<K: AsRef<str>, C: AsRef<str>>(keys: &[(K, C)]) -> Listing {
             sse_key: None,
         };
         let object = Object { version, version_id: None, last_modified: modified() };
-        builder.add_below(None, key, &Filter::default(), object).unwrap();
+        builder.add_below(None, key, &Filter::default(), &object).unwrap();
     }
     builder.finish().unwrap()
 }
@@ -334,7 +333,7 @@ fn what_stands_is_read_back() {
         fixture.replace(NEW);
         let listing = list(NEW);
         let shown = fixture.farm.read().unwrap();
-        let inodes = listing.entries().iter().map(|e| (e.path.clone(), fixture.inode(e)));
+        let inodes = listing.entries().map(|e| (e.path.clone(), fixture.inode(&e)));
         assert_eq!(shown.files, inodes.collect());
         assert_eq!(shown.directories, listing.directories().iter().cloned().collect());
         assert_eq!(shown.revision, if layout == Layout::Symlinks { 2 } else { 0 });
@@ -352,7 +351,8 @@ fn a_swap_costs_little_more_than_its_links() {
     for (layout, most) in [(Layout::Symlinks, 1060), (Layout::Files, 20)] {
         let fixture = Fixture::new(layout);
         fixture.farm.create(&old, &fixture.leases(&old, |_| true)).unwrap();
-        let keep = |entry: &Entry| old.entries().contains(entry);
+        let shown: Vec<_> = old.entries().collect();
+        let keep = |entry: &Entry| shown.contains(entry);
         let leases = fixture.leases(&new, |entry| !keep(entry));
         let replace = || fixture.farm.replace(&new, keep, &leases).unwrap();
         let (_, changes) = effect::with(Stop::Never, replace);

@@ -78,11 +78,12 @@ fn the_object_is_given_back_as_it_was(key: &str, path: &str) {
     wanted.version.key = Key::parse(key).unwrap();
     wanted.version_id = Some("v1".into());
     let mut builder = ListingBuilder::new(10);
-    builder.add_file(RelPath::parse(path).unwrap(), wanted.clone()).unwrap();
-    let table = Table::new(&builder.finish().unwrap(), OWNERSHIP, at(1));
+    builder.add_file(&RelPath::parse(path).unwrap(), &wanted).unwrap();
+    let listing = builder.finish().unwrap();
+    let table = Table::new(&listing, OWNERSHIP, at(1));
     let id = find(&table, path).unwrap();
     assert_eq!(table.object(id), Some(wanted.clone()));
-    assert!(table.shows(id, path, &wanted.version));
+    assert!(table.shows(id, listing.rows().next().unwrap()));
     assert_eq!(table.object(TOP), None);
 }
 
@@ -115,7 +116,7 @@ fn a_table_is_of_its_listing_and_of_no_other() {
 fn what_is_unchanged_keeps_its_number_and_time() {
     let old = table(FILES);
     let mut later = listing(&[("a/b/c", "1", 7), ("a/x", "changed", 0), ("n/y", "4", 1)]);
-    let mut entries = later.entries().to_vec();
+    let mut entries: Vec<_> = later.entries().collect();
     entries[0].object.last_modified = at(9_999);
     later = Listing::from_parts(entries, later.directories().to_vec(), later.skipped().clone())
         .unwrap();
@@ -216,7 +217,7 @@ fn listed(files: &BTreeMap<String, u8>) -> Listing {
     let mut builder = ListingBuilder::new(100);
     for (path, etag) in files {
         let object: Object = object(path, &etag.to_string(), u64::from(*etag));
-        builder.add_file(RelPath::parse(path).unwrap(), object).unwrap();
+        builder.add_file(&RelPath::parse(path).unwrap(), &object).unwrap();
     }
     builder.finish().unwrap()
 }
@@ -234,7 +235,7 @@ proptest! {
                 None => Table::new(&listing, OWNERSHIP, at(1)),
                 Some(previous) => previous.succeed(&listing, at(1)),
             };
-            prop_assert_eq!(table.rows.len(), listing.entries().len() + listing.directories().len() + 1);
+            prop_assert_eq!(table.rows.len(), listing.len() + listing.directories().len() + 1);
             prop_assert_eq!(table.by_number.len(), table.rows.len());
             for entry in listing.entries() {
                 let id = find(&table, entry.path.as_str()).unwrap();
@@ -277,7 +278,7 @@ fn a_million_files_take_less_than_200_bytes_each_beyond_their_names() {
     for n in 0..FILES {
         let path = format!("part-{:03}/file-{n:07}.parquet", n % 1000);
         let object = object(&path, &format!("{n:032x}-12"), n);
-        builder.add_file(RelPath::parse(&path).unwrap(), object).unwrap();
+        builder.add_file(&RelPath::parse(&path).unwrap(), &object).unwrap();
     }
     let listing = builder.finish().unwrap();
     let started = std::time::SystemTime::now();
