@@ -141,7 +141,7 @@ impl Context {
         }
         let target = self.kubelet.create_target(path)?;
         let (content, options) = (Arc::new(fused.content.clone()), self.options(entry));
-        let mounted = FuseMount::new(&target, listing, options, content, ledger);
+        let mounted = FuseMount::new(&target, listing, options, content, &ledger);
         let mount = mounted.inspect_err(|_| {
             if let Err(error) = target.remove() {
                 tracing::warn!(%error, "failed to remove a target that could not be mounted");
@@ -185,7 +185,7 @@ impl Context {
         };
         let resumed = state.read().map_err(|error| full_message(&error)).and_then(|state| {
             let served = Arc::new(content.clone());
-            FuseMount::resume(&*fd, &state, self.ledger(&key), options, served)
+            FuseMount::resume(&*fd, &state, &self.ledger(&key), options, served)
                 .map_err(|error| full_message(&error))
         });
         match resumed {

@@ -515,6 +515,7 @@ pub(crate) fn served() -> Vec<Case> {
             unpublish_works_while_nobody_serves,
             a_mount_whose_ledger_is_lost_is_given_up,
             what_does_not_apply_is_refused,
+            what_is_read_counts_for_no_namespace,
         }
         endurance {
             a_read_outlives_an_orderly_stop,

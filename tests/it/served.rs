@@ -367,6 +367,20 @@ pub(crate) async fn a_mount_whose_ledger_is_lost_is_given_up(mut fixture: Fixtur
     fixture.assert_nothing_left();
 }
 
+pub(crate) async fn what_is_read_counts_for_no_namespace(mut fixture: Fixture) {
+    let bytes = "memory: 4Ki, disk: 4Ki, volumes: 1";
+    let more = format!("trust: {{ podInfo: true }}\nlimits: {{ namespace: {{ {bytes} }} }}\n");
+    fixture.reconfigure(&more).await;
+    let long = content(PART + 1000);
+    fixture.put("n/file", long.clone()).await;
+    let pod = fixture.pod("n");
+    let target = fixture.publish(&pod).await;
+    assert!(read(target.join("file")).await.unwrap() == long);
+    // But a volume is a volume.
+    let status = fixture.refused(&fixture.pod("n"), tonic::Code::ResourceExhausted).await;
+    assert!(status.message().contains("limits.namespace.volumes"), "{status:?}");
+}
+
 pub(crate) async fn what_does_not_apply_is_refused(fixture: Fixture) {
     for (attribute, value) in [("layout", "files"), ("whenUnavailable", "cached")] {
         let pod = fixture.pod("certs").with("view", "fuse").with(attribute, value);

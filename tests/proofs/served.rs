@@ -330,7 +330,11 @@ async fn one_kill(fixture: &mut Fixture, pod: &Pod, kill: u64) {
 
 fn ledgers(fixture: &Fixture) -> impl Iterator<Item = PathBuf> {
     let volumes = std::fs::read_dir(fixture.home.state_dir().join("memory/v1/volumes"));
-    volumes.expect("the store").map(|it| it.expect("a volume").path().join("ledger"))
+    let volumes = volumes.expect("the store").map(|it| it.expect("a volume").path());
+    volumes.flat_map(|volume| {
+        let mounts = std::fs::read_dir(volume.join("ledger")).expect("a ledger");
+        mounts.map(|mount| mount.expect("a mount").path())
+    })
 }
 
 /// Whether what was asked and not answered is kept.

@@ -321,7 +321,7 @@ mod tests {
     }
 
     fn journal(directory: &Path) -> (Ledger, Journal) {
-        let ledger = Ledger::create(LedgerPlace::within(directory)).unwrap();
+        let ledger = Ledger::create(&LedgerPlace::within(directory)).unwrap();
         let numbers = Numbers::default();
         let journal = Journal::create(&ledger, std::iter::empty(), &numbers).unwrap();
         (ledger, journal)

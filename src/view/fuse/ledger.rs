@@ -71,14 +71,15 @@ impl Ledger {
     ///
     /// # Errors
     /// What the file system answers.
-    pub(super) fn create(place: LedgerPlace) -> io::Result<Self> {
-        place.create()?;
-        Ok(Self { place, mount: fastrand::u64(..) })
+    pub(super) fn create(place: &LedgerPlace) -> io::Result<Self> {
+        let ledger = Self::of(place, fastrand::u64(..));
+        ledger.place.create()?;
+        Ok(ledger)
     }
 
     /// The ledger of a mount that a former process made.
-    pub(super) fn of(place: LedgerPlace, mount: u64) -> Self {
-        Self { place, mount }
+    pub(super) fn of(place: &LedgerPlace, mount: u64) -> Self {
+        Self { place: place.of_mount(mount), mount }
     }
 
     /// What tells this mount from all others.

@@ -18,7 +18,7 @@ use std::{
 /// A longer table goes to the disk, in bytes: that of some hundred files.
 const SHORT: usize = 64 << 10;
 
-/// The two directories of one mount's ledger: no other mount has either of them.
+/// The two directories of a ledger.
 #[derive(Debug, Clone)]
 pub struct LedgerPlace {
     /// On a tmpfs: making a file there takes a tenth of what it takes on a disk, and it is written
@@ -33,6 +33,13 @@ impl LedgerPlace {
     #[cfg(test)]
     pub(super) fn within(directory: &Path) -> Self {
         Self { memory: directory.to_owned(), disk: directory.join("disk") }
+    }
+
+    /// The place of one mount of all that are made here: one that is unmounted may be served for a
+    /// while, and go on writing.
+    pub(super) fn of_mount(&self, mount: u64) -> Self {
+        let mount = format!("{mount:016x}");
+        Self { memory: self.memory.join(&mount), disk: self.disk.join(mount) }
     }
 
     pub(super) fn create(&self) -> io::Result<()> {

@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn what_was_answered_is_with_the_kernel_when_it_has_settled() {
         let directory = tempfile::tempdir().unwrap();
-        let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
+        let ledger = Ledger::create(&LedgerPlace::within(directory.path())).unwrap();
         let ((kernel, device), (ours, theirs)) = (pair().unwrap(), pair().unwrap());
         never_wait(&kernel).unwrap();
         let library = theirs.try_clone().unwrap();

@@ -115,11 +115,11 @@ impl Served {
     }
 
     /// Shows another table, which succeeds `old`. One caller at a time.
-    pub(super) fn swap(self: &Arc<Self>, old: &Arc<Table>, new: Arc<Table>) {
+    pub(super) fn swap(self: &Arc<Self>, old: &Arc<Table>, new: &Arc<Table>) {
         self.keep(Arc::clone(old));
-        *self.table.write() = Arc::clone(&new);
+        *self.table.write() = Arc::clone(new);
         if self.opens_itself() {
-            self.unasked.lock().replaced(old.gone(&new).map(|gone| self.as_shown(gone)));
+            self.unasked.lock().replaced(old.gone(new).map(|gone| self.as_shown(gone)));
         }
         self.forget_later(Arc::downgrade(old));
     }

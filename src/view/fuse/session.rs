@@ -210,7 +210,7 @@ impl FuseMount {
         listing: &Listing,
         options: FuseOptions,
         content: Arc<dyn Content>,
-        ledger: LedgerPlace,
+        ledger: &LedgerPlace,
     ) -> Result<Self, FuseError> {
         let table = Table::new(listing, options.ownership, SystemTime::now());
         let ledger = Ledger::create(ledger).map_err(FuseError::Ledger)?;
@@ -268,7 +268,7 @@ impl FuseMount {
     pub fn resume(
         device: impl AsFd,
         handover: &[u8],
-        ledger: LedgerPlace,
+        ledger: &LedgerPlace,
         options: FuseOptions,
         content: Arc<dyn Content>,
     ) -> Result<(Self, Arc<Listing>), ResumeError> {
@@ -379,7 +379,7 @@ impl FuseMount {
         drop(former);
         #[cfg(test)]
         super::tests::dies_at("saved");
-        self.served.swap(&old, new);
+        self.served.swap(&old, &new);
         #[cfg(test)]
         super::tests::dies_at("swapped");
         // Before the kernel is told: who asks from now on may have taken in something old.

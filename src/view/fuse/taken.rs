@@ -278,7 +278,7 @@ mod tests {
     }
 
     fn create(directory: &Path) -> (Ledger, Taken) {
-        let ledger = Ledger::create(LedgerPlace::within(directory)).unwrap();
+        let ledger = Ledger::create(&LedgerPlace::within(directory)).unwrap();
         let taken = Taken::create(&ledger).unwrap();
         (ledger, taken)
     }
@@ -308,7 +308,8 @@ mod tests {
     /// What another process would have now. The file is one process's at a time.
     fn died(ledger: &Ledger) -> (Taken, Vec<Asked>) {
         let directory = tempfile::tempdir().unwrap();
-        let copy = Ledger::of(LedgerPlace::within(directory.path()), ledger.mount());
+        let copy = Ledger::of(&LedgerPlace::within(directory.path()), ledger.mount());
+        fs::create_dir_all(copy.taken().parent().unwrap()).unwrap();
         fs::copy(ledger.taken(), copy.taken()).unwrap();
         Taken::read(&copy).unwrap()
     }

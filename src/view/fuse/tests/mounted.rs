@@ -58,7 +58,7 @@ impl Mounted {
         let entered = runtime.enter();
         let memory: Arc<Memory> = Arc::clone(&content);
         let ledger = LedgerPlace::within(&dir.join("ledger"));
-        let mount = FuseMount::new(&target, &listing, options, memory, ledger).unwrap();
+        let mount = FuseMount::new(&target, &listing, options, memory, &ledger).unwrap();
         drop(entered);
         Self { path, content, mount, target, runtime }
     }

@@ -63,7 +63,7 @@ fn what_the_relay_costs() {
         mounted(&files, options, |mounted| eprintln!("{way}: {}", measure(mounted)));
     }
     let directory = tempfile::tempdir().unwrap();
-    let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
+    let ledger = Ledger::create(&LedgerPlace::within(directory.path())).unwrap();
     let mut taken = Taken::create(&ledger).unwrap();
     let kept = timed(|| {
         for n in 0..TIMES {

@@ -30,7 +30,7 @@ fn what_a_million_files_cost() {
     }
     let listing = builder.finish().unwrap();
     let table = Table::new(&listing, OWNERSHIP, at(1));
-    let ledger = Ledger::create(LedgerPlace::within(directory.path())).unwrap();
+    let ledger = Ledger::create(&LedgerPlace::within(directory.path())).unwrap();
     let started = Instant::now();
     let untold = Untold { names: std::iter::empty(), directories: &[] };
     ledger.save(&listing, &table, untold, std::iter::empty()).unwrap();

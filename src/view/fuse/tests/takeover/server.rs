@@ -13,9 +13,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -177,7 +178,9 @@ impl Server {
     }
 
     pub(super) fn ledger(&self) -> PathBuf {
-        self.directory.join("ledger")
+        let mounts = fs::read_dir(self.directory.join("ledger")).unwrap();
+        let mut mounts = mounts.map(|mount| mount.unwrap().path());
+        mounts.find(|mount| !mount.ends_with("disk")).unwrap()
     }
 
     pub(super) fn unmount(&self) {
@@ -241,14 +244,9 @@ pub(super) fn die_mounting(
     let _listener = listen(directory);
     let mut command = command(directory, Opens::Unasked, in_flight);
     let mut child = command.env("DIES_AT", point).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    None
+    let (tell, ended) = mpsc::channel();
+    thread::spawn(move || tell.send(child.wait().unwrap()));
+    ended.recv_timeout(Duration::from_secs(10)).ok()
 }
 
 fn target(directory: &Path) -> crate::mount::Target {
@@ -274,7 +272,7 @@ fn a_process_that_others_start() {
     let (mount, ready) = if let Ok(handover) = env::var("HANDOVER") {
         let handover = hex::decode(handover).unwrap();
         content.gate.add_permits(1);
-        match FuseMount::resume(std::io::stdin(), &handover, ledger, options, given) {
+        match FuseMount::resume(std::io::stdin(), &handover, &ledger, options, given) {
             Ok((mount, listing)) => (mount, format!("resumed {}", world::version(&listing))),
             Err(error) => {
                 let (kind, error) = (error.kind().as_str(), full_message(&error));
@@ -285,7 +283,7 @@ fn a_process_that_others_start() {
     } else {
         let listing = world::listing(0);
         let target = target(&directory);
-        let mount = FuseMount::new(&target, &listing, options, given, ledger).unwrap();
+        let mount = FuseMount::new(&target, &listing, options, given, &ledger).unwrap();
         let device = mount.device().unwrap();
         let handover = hex::encode(mount.handover());
         let connection = mount.connection().number();
