@@ -14,6 +14,7 @@ use crate::{
     fixture::{Fixture, is_mount_point, tree},
     refresh::eventually,
     support::{
+        address::free_address,
         kubelet::Pod,
         s3::{Action, Fault},
         server::Server,
@@ -323,9 +324,7 @@ pub(crate) async fn the_condition_tells_what_is_wrong(fixture: Fixture) {
 
 pub(crate) async fn sigterm_is_bounded(mut fixture: Fixture) {
     use std::io::Write;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = free_address();
     fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
     fixture.put_certificates().await;
     fixture.embedded().faults().add(Fault::get(Action::Stall(1)));

@@ -1,7 +1,7 @@
 //! What the platform's owner decides: a configuration that changes while the plugin runs, and what
 //! one namespace may use.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use tonic::Code;
 
@@ -10,6 +10,7 @@ use crate::{
     protocol::scrape,
     refresh::{eventually, shows},
     support::{
+        address::free_address,
         kubelet::Pod,
         s3::{Action, Fault},
     },
@@ -66,11 +67,6 @@ impl Fixture {
 pub(crate) fn of(namespace: &str, mut pod: Pod) -> Pod {
     namespace.clone_into(&mut pod.namespace);
     pod
-}
-
-fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }
 
 pub(crate) async fn a_changed_policy_counts_for_the_next_publish(fixture: Fixture) {

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::{
     fixture::{Fixture, PROGRAM, files, is_mount_point, tree},
-    support::kubelet::Pod,
+    support::{address::free_address, kubelet::Pod},
 };
 
 pub(crate) async fn all_problems_are_told_at_once(fixture: Fixture) {
@@ -203,9 +203,7 @@ pub(crate) fn http_get(address: std::net::SocketAddr, path: &str) -> String {
 
 /// Has the plugin serve metrics at an address that is known.
 pub(crate) async fn serve_metrics(fixture: &mut Fixture) -> std::net::SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = free_address();
     fixture.reconfigure(&format!("metrics: {{ address: '{address}' }}\n")).await;
     address
 }

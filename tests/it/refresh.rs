@@ -16,6 +16,7 @@ use nix::{
 use crate::{
     fixture::{Fixture, files, tree},
     support::{
+        address::free_address,
         kubelet::Pod,
         s3::{Action, Fault},
     },
@@ -245,9 +246,7 @@ pub(crate) async fn inotify_and_mtime_show_the_change(mut fixture: Fixture) {
 }
 
 pub(crate) async fn a_failed_refresh_keeps_the_revision_and_says_why(mut fixture: Fixture) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = free_address();
     let more = format!("limits: {{ minRefresh: 50ms }}\nmetrics: {{ address: '{address}' }}\n");
     let config = Fixture::config(&fixture.server, &more).replace("retries: 3", "retries: 0");
     fixture.home.configure(&config);

@@ -16,7 +16,10 @@ use crate::{
     fixture::{Fixture, files, is_mount_point, tree},
     protocol::scrape,
     refresh::{eventually, shows},
-    support::s3::{Action, Fault},
+    support::{
+        address::free_address,
+        s3::{Action, Fault},
+    },
 };
 
 /// The parts of large objects.
@@ -158,10 +161,7 @@ pub(crate) async fn a_replaced_object_is_stale_where_it_was_not_read(mut fixture
 }
 
 pub(crate) async fn without_s3_what_is_here_is_read(mut fixture: Fixture) {
-    let address = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let address = free_address();
     let more = format!("fuse: {{ waitForS3: 1s }}\nmetrics: {{ address: '{address}' }}\n");
     fixture.reconfigure(&more).await;
     let big = content(3 * PART);

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every includer uses another part")]
 #![allow(clippy::panic, clippy::print_stderr, reason = "for tests, the demo and benches alone")]
 
+pub(crate) mod address;
 pub(crate) mod apiserver;
 pub(crate) mod go;
 pub(crate) mod issuer;

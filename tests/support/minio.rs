@@ -2,7 +2,7 @@
 //! provider of its own.
 
 use std::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
+    address::free_address,
     go::{self, Missing},
     issuer::{AUDIENCE, Issuer},
     server::CREDENTIALS,
@@ -34,7 +35,7 @@ impl Minio {
     pub(crate) fn start() -> Result<Self, Missing> {
         let program = program()?;
         let data = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let (port, issuer) = (free_port(), Issuer::start());
+        let (port, issuer) = (free_address().port(), Issuer::start());
         let discovery = format!("{}/.well-known/openid-configuration", issuer.url());
         let (user, password) = CREDENTIALS;
         let child = Command::new(&program)
@@ -117,9 +118,4 @@ impl Drop for Minio {
 
 fn program() -> Result<PathBuf, Missing> {
     go::program(MODULE, "tools", "minio", "S3VIEW_MINIO")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -4,7 +4,6 @@
 //! It believes the tokens of a provider of its own, for one role after the other.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -15,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    address::free_address,
     go::Missing,
     issuer::{AUDIENCE, Issuer},
     server::{CREDENTIALS, sdk_client},
@@ -57,7 +57,7 @@ impl Radosgw {
         }
         let directory = tempfile::Builder::new().prefix("s3view-ceph-").tempdir();
         let directory = directory.map_err(|error| error.to_string())?;
-        let (port, issuer) = (free_port(), Issuer::start());
+        let (port, issuer) = (free_address().port(), Issuer::start());
         let mut cluster = Self { children: Vec::new(), issuer, port, directory };
         cluster.start_monitor()?;
         cluster.start_osd()?;
@@ -133,7 +133,7 @@ impl Radosgw {
         for name in ["mon", "osd", "rgw", "run"] {
             std::fs::create_dir(self.path(name)).map_err(|error| error.to_string())?;
         }
-        let port = free_port();
+        let port = free_address().port();
         let fsid = uuid();
         let config = CONFIG
             .replace("DIRECTORY", &self.directory.path().display().to_string())
@@ -254,9 +254,4 @@ rgw_crypt_require_ssl = false
 fn uuid() -> String {
     let uuid = std::fs::read_to_string(Path::new("/proc/sys/kernel/random/uuid"));
     uuid.expect("/proc is mounted").trim().to_owned()
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }
