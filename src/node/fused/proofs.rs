@@ -135,3 +135,66 @@ fn parse(content: &[u8]) -> Option<(String, HashSet<[u8; LENGTH]>)> {
     let (names, _) = content[end + 1..].as_chunks::<LENGTH>();
     Some((principal.to_owned(), names.iter().copied().collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        object::{Bucket, ETag, EndpointId, Key, ObjectVersion},
+        source::NodeKey,
+    };
+
+    fn endpoint() -> EndpointId {
+        EndpointId::new("http://s3", None)
+    }
+
+    fn id(number: usize) -> BlobId {
+        BlobId::of(&ObjectVersion {
+            endpoint: endpoint(),
+            bucket: Bucket::parse("bucket").unwrap(),
+            key: Key::parse(&number.to_string()).unwrap(),
+            etag: ETag::new("1"),
+            size: 1,
+            sse_key: None,
+        })
+    }
+
+    /// What a process has of a principal, and the principal.
+    fn of(directory: &Path, name: &str) -> (Proofs, Principal) {
+        let mut proofs = Proofs::open(directory);
+        let principal = Principal::credential(&endpoint(), name, "secret", None);
+        proofs.belong_to(principal, &NodeKey::new([1; 32]).seal(principal, name));
+        (proofs, principal)
+    }
+
+    #[test]
+    fn the_next_process_knows_what_the_principal_read_and_no_other_does() {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..3 {
+            let (mut proofs, team) = of(directory.path(), "team");
+            assert!((0..3).all(|known| proofs.has(&id(known)) == (known < number)));
+            proofs.note(&id(number), Some(team));
+        }
+        let (mut proofs, _) = of(directory.path(), "other");
+        assert!((0..3).all(|known| !proofs.has(&id(known))));
+        // Theirs is not there any more, and what they read late proves nothing.
+        let (_, team) = of(tempfile::tempdir().unwrap().path(), "team");
+        proofs.note(&id(0), Some(team));
+        assert!(!proofs.has(&id(0)));
+        assert!(!of(directory.path(), "team").0.has(&id(0)));
+    }
+
+    #[test]
+    fn the_file_holds_so_many_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut proofs, team) = of(directory.path(), "team");
+        let all = MOST + 10;
+        (0..all).for_each(|number| proofs.note(&id(number), Some(team)));
+        assert!((0..all).all(|number| proofs.has(&id(number))), "this process knows all");
+        let (mut next, _) = of(directory.path(), "team");
+        assert_eq!((0..all).filter(|number| next.has(&id(*number))).count(), MOST);
+        // Written anew, it is no longer either.
+        next.note(&id(all), Some(team));
+        assert_eq!(of(directory.path(), "team").0.known.len(), MOST);
+    }
+}

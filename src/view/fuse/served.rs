@@ -135,11 +135,12 @@ impl Served {
 
     /// Keeps for a while what the last swap of a former process took away.
     pub(super) fn remember(self: &Arc<Self>, gone: Vec<(u64, Object)>) {
-        let gone: HashMap<_, _> = gone.into_iter().map(|gone| self.as_shown(gone)).collect();
+        let gone = gone.into_iter().map(|gone| self.as_shown(gone));
         if self.opens_itself() {
-            self.unasked.lock().replaced(gone.clone());
+            self.unasked.lock().replaced(gone);
+        } else {
+            *self.gone.lock() = gone.collect();
         }
-        *self.gone.lock() = gone;
         let (served, closed) = (Arc::downgrade(self), self.tasks.token().clone());
         let _runtime = self.runtime.enter();
         self.tasks.spawn(async move {

@@ -93,7 +93,7 @@ fn guarded(connection: u32, test: impl FnOnce()) {
     watch.join().unwrap();
 }
 
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");

@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     io::Read,
     thread,
-    time::{Duration, Instant},
 };
 
 use test_case::test_case;
@@ -13,15 +12,8 @@ use super::{
     super::table::Table,
     OWNERSHIP, at, listing,
     mounted::{UNASKED, file, mounted},
+    takeover::eventually,
 };
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// Nobody would answer.
 #[test]
