@@ -324,8 +324,7 @@ impl Served {
         if offset == 0 {
             self.tell_beside(number, &*file);
         }
-        self.unasked.lock().reads(number, &file);
-        Ok((file, length))
+        Ok((self.unasked.lock().share(number, file), length))
     }
 
     /// What was agreed upon with the kernel, unless that is still to come.

@@ -64,12 +64,16 @@ impl Unasked {
         self.reading.get(&number)?.upgrade()
     }
 
-    /// A file is read.
-    pub(super) fn reads(&mut self, number: u64, file: &Arc<dyn OpenFile>) {
+    /// A file was opened to be read: it, or the one that is being read by now.
+    pub(super) fn share(&mut self, number: u64, file: Arc<dyn OpenFile>) -> Arc<dyn OpenFile> {
+        if let Some(other) = self.file(number) {
+            return other;
+        }
         if self.reading.len() == self.reading.capacity() {
             self.reading.retain(|_, file| file.strong_count() > 0);
         }
-        self.reading.insert(number, Arc::downgrade(file));
+        self.reading.insert(number, Arc::downgrade(&file));
+        file
     }
 
     /// A file was read. What is returned is to be dropped without holding a lock.
